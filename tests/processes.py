@@ -1,0 +1,63 @@
+"""Starts the toy run as a user would start a recipe: in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+HERE = Path(__file__).parent
+
+
+def environment(threads: int = 1) -> dict[str, str]:
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_", "HFGEN_DEBUG")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(launcher)}
+    path = os.pathsep.join(filter(None, [str(HERE.parent), str(HERE), kept.get("PYTHONPATH")]))
+    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+
+
+def command(processes: int, *flags: str) -> list[str]:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [*launcher, str(HERE / "toy.py"), *flags]
+
+
+def start(processes: int, *flags: str, **env: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(processes, *flags),
+        env=environment() | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(processes: int, *flags: str, expect: int = 0, **env: str) -> str:
+    """Runs to the end; returns what it printed."""
+    process = start(processes, *flags, **env)
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == expect, output[-4000:]
+    return output
+
+
+def kill_after(process: subprocess.Popen, output_dir: Path, seconds: float) -> None:
+    """kill -9 to the launcher and all its workers, `seconds` after it wrote its first checkpoint."""
+    before = set(output_dir.glob("checkpoint-*"))
+    deadline = time.monotonic() + 120
+    while not set(output_dir.glob("checkpoint-*")) - before:
+        assert process.poll() is None, process.stdout.read()[-4000:]
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.01)
+    time.sleep(seconds)
+    launcher = psutil.Process(process.pid)
+    family = [*launcher.children(recursive=True), launcher]  # torchrun's workers have process groups of their own
+    for member in family:
+        member.kill()
+    process.communicate()
+    psutil.wait_procs(family, timeout=30)
