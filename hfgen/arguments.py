@@ -26,21 +26,25 @@ class TrainingArguments:
 
     _argument_group_name = "training"
 
-    output_dir: str = field(default="hfgen-output", metadata={"help": "Folder for checkpoints, samples and the model."})
+    output_dir: str = field(
+        default="hfgen-output", metadata={"help": "Folder of the run: checkpoints, figures, model."}
+    )
     resume_from_checkpoint: str | None = field(
         default=None,
-        metadata={"help": "`true` continues from the newest checkpoint in output_dir, bit for bit; or a checkpoint folder."},
+        metadata={
+            "help": "`true` goes on from output_dir's newest checkpoint, bit for bit; or a checkpoint's folder."
+        },
     )
     seed: int = field(default=42, metadata={"help": "Every random draw is a function of it, the step and the rank."})
 
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Samples a device takes in one micro-batch."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Samples of a micro-batch, a device."})
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "Samples a device takes in evaluation."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches an optimizer step."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the data, unless max_steps is set."})
-    max_steps: int = field(default=-1, metadata={"help": "Optimizer steps; when positive it overrides num_train_epochs."})
+    max_steps: int = field(default=-1, metadata={"help": "Optimizer steps; above 0 it overrides num_train_epochs."})
     dataloader_drop_last: bool = field(
         default=True,
-        metadata={"help": "Leave out samples that do not fill an epoch's last step; false fills it from the epoch's start."},
+        metadata={"help": "Leave out samples that do not fill an epoch's last step; false fills it from its start."},
     )
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Loader processes; images from the decoded cache need none."}
@@ -62,7 +66,7 @@ class TrainingArguments:
     lr_scheduler_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Further arguments of the schedule, e.g. '{num_cycles: 2}'."}
     )
-    warmup_steps: float = field(default=0, metadata={"help": "Optimizer steps of warm-up; below 1, a share of all steps."})
+    warmup_steps: float = field(default=0, metadata={"help": "Optimizer steps of warm-up; below 1, a share of all."})
 
     use_ema: bool = field(
         default=False,
@@ -71,7 +75,7 @@ class TrainingArguments:
     ema_decay: float = field(default=0.999, metadata={"help": "Decay of the moving average, after its warm-up."})
 
     logging_strategy: Literal["no", "steps", "epoch"] = field(default="steps", metadata={"help": "When to log."})
-    logging_steps: float = field(default=50, metadata={"help": "Optimizer steps between logs; below 1, a share of all."})
+    logging_steps: float = field(default=50, metadata={"help": "Optimizer steps between logs; below 1, a share."})
     logging_first_step: bool = field(default=False, metadata={"help": "Log the first step too."})
     report_to: list[str] = field(
         default_factory=lambda: ["none"], metadata={"help": f"Trackers: none, {', '.join(TRACKERS)}."}
@@ -82,7 +86,8 @@ class TrainingArguments:
 
     eval_strategy: Literal["no", "steps", "epoch"] = field(default="epoch", metadata={"help": "When to evaluate."})
     eval_steps: float | None = field(
-        default=None, metadata={"help": "Optimizer steps between evaluations (default: logging_steps); below 1, a share."}
+        default=None,
+        metadata={"help": "Optimizer steps between evaluations (default: logging_steps), or a share."},
     )
     eval_delay: float = field(default=0, metadata={"help": "Steps (or epochs) before the first evaluation."})
     load_best_model_at_end: bool = field(
@@ -102,9 +107,16 @@ class TrainingArguments:
 
     bf16: bool | None = field(
         default=None,
-        metadata={"help": "bfloat16 autocast; default: on an accelerator that has it, not on a CPU (far slower there)."},
+        metadata={"help": "bfloat16 autocast; default: on an accelerator that has it, not on a CPU."},
     )
     fp16: bool = field(default=False, metadata={"help": "float16 autocast with a gradient scaler, for older GPUs."})
+    float32_matmul_precision: Literal["highest", "high", "medium"] = field(
+        default="highest",
+        metadata={
+            "help": "torch's setting of this name: below highest, float32 products are computed from shorter factors "
+            "(TF32 or bfloat16) where the processor can: on a CPU with AMX, medium makes them three times faster."
+        },
+    )
     use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU even where there is an accelerator."})
 
     monitor_steps: int = field(default=50, metadata={"help": "Optimizer steps between the alarms' checks."})
@@ -152,7 +164,9 @@ class TrainingArguments:
         self.report_to = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to)
         for tracker in self.report_to:
             if tracker != "none" and tracker not in TRACKERS:
-                raise BadInput(f"--report_to {tracker}: known are none, {', '.join(TRACKERS)}{nearest(tracker, TRACKERS)}")
+                raise BadInput(
+                    f"--report_to {tracker}: known are none, {', '.join(TRACKERS)}{nearest(tracker, TRACKERS)}"
+                )
         watching = self.load_best_model_at_end or self.early_stopping_patience is not None
         if watching and self.eval_strategy == IntervalStrategy.NO:
             raise BadInput(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -14,12 +13,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from .errors import BadInput
+from .errors import DISK_FULL, BadInput
 
 FOLDER = re.compile(r"^checkpoint-(\d+)$")
 STATE_FOLDER = "training_state"
 STATE_FILE = "hfgen_state.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -76,7 +74,7 @@ def fsync_tree(folder: Path) -> None:
 
 def _why(error: Exception, folder: Path) -> str:
     free = shutil.disk_usage(folder).free / 2**20
-    full = getattr(error, "errno", None) in _FULL or "No space left" in str(error) or free < 1
+    full = getattr(error, "errno", None) in DISK_FULL or "No space left" in str(error) or free < 1
     reason = "the disk is full" if full else str(error).splitlines()[0]
     return f"{reason} ({free:.0f} MiB free at {folder})"
 

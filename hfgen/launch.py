@@ -1,7 +1,7 @@
 """Starts Accelerate, and stops in one line where what runs is not what was asked for.
 
-On a CPU `accelerate launch --cpu --num_processes 2` silently runs one process, an FSDP config silently becomes DDP, and
-without `use_cpu` it becomes two runs of one process each (accelerate 1.15). A user would find out from the bill.
+On a CPU `accelerate launch --cpu --num_processes 2` silently runs one process, an FSDP config silently becomes DDP,
+and without `use_cpu` it becomes two runs of one process each (accelerate 1.15). A user would find out from the bill.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def _number_on_command_line() -> int | None:
 def _working_command(processes: int) -> str:
     script = os.path.basename(sys.argv[0] or "recipes/vae.py")
     recipe = script.removesuffix(".py")
-    return f"`hfgen train {recipe} --num_processes {processes}` or `torchrun --nproc_per_node {processes} recipes/{recipe}.py`"
+    torchrun = f"torchrun --nproc_per_node {processes} recipes/{recipe}.py"
+    return f"`hfgen train {recipe} --num_processes {processes}` or `{torchrun}`"
 
 
 def check_launch(num_processes: int, distributed_type: str) -> None:
@@ -132,6 +133,7 @@ def start_accelerator(args: TrainingArguments):
     _quiet_other_ranks()
     # Without a GPU accelerate needs to be told, or two processes become two runs of world size 1.
     use_cpu = args.use_cpu or not has_accelerator()
+    torch.set_float32_matmul_precision(args.float32_matmul_precision)
     if use_cpu:
         set_cpu_threads()
         if args.fp16:

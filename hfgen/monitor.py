@@ -28,7 +28,7 @@ class Monitor(TrainerCallback, ExportableState):
         self.hits, self.spoke = 0, False
 
     def check(self, trainer: Trainer) -> tuple[str, dict[str, float]] | None:
-        """Measures; returns one sentence (with the measured values and the remedy) and the values, or `None` if well."""
+        """Measures; returns one sentence with values and remedy, and the values; or `None` if all is well."""
         raise NotImplementedError
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -36,7 +36,7 @@ class Monitor(TrainerCallback, ExportableState):
             self.observe()
 
     def on_train_end(self, args, state, control, **kwargs):
-        # A run that ends ill is told so, even if it was too short for three hits in a row.
+        # A run that ends ill is told so, even if it was too short for as many hits in a row.
         if not self.spoke:
             self.observe(last=True)
 
@@ -47,7 +47,7 @@ class Monitor(TrainerCallback, ExportableState):
             self.hits, self.spoke = 0, False
             return
         self.hits += 1
-        if not self.spoke and (last or self.hits >= self.patience):
+        if not self.spoke and self.hits >= (2 if last else self.patience):
             self.spoke = True
             message, values = found
             self.trainer.alarm(self.name, message, **values)

@@ -12,6 +12,8 @@ import random
 import numpy as np
 import torch
 
+# Evaluation draws from steps that training never reaches.
+EVALUATION = 1 << 40
 _MASK = (1 << 64) - 1
 
 
@@ -36,3 +38,8 @@ def seed_step(generator: torch.Generator, seed: int, step: int, rank: int) -> No
         torch.get_device_module(generator.device).manual_seed(value)
     np.random.seed(value & 0xFFFFFFFF)
     random.seed(value)
+
+
+def evaluation_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for what is measured or drawn outside the steps."""
+    return torch.Generator(device).manual_seed(mix(seed, EVALUATION))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -36,14 +34,11 @@ from . import checkpoint as checkpointing
 from .arguments import TrainingArguments
 from .ema import EMA
 from .errors import BadInput
+from .guard import StepGuard
 from .launch import start_accelerator
 from .optimizer import make_optimizer
 from .sampling import StepSampler
-from .seeding import mix, seed_step
-
-# How many steps may pass, where looking costs a synchronisation, until a NaN loss or a SIGTERM is noticed.
-LOOK_EVERY = 10
-_EVALUATION = 1 << 40
+from .seeding import EVALUATION, evaluation_generator, seed_step  # noqa: F401
 
 
 def _collate(samples: Any) -> Any:
@@ -58,7 +53,7 @@ class Trainer:
 
     Every random draw inside a step comes from `self.generator` or the global generators, which are seeded from
     (seed, step, rank) before each optimizer step; the order of samples is a function of (seed, epoch, step). So a run
-    that was killed and resumed ends with the weights of one that was not, bit for bit, on the same number of processes.
+    that was killed and resumed ends with the weights of one that was not, bit for bit, on as many processes.
 
     Args:
         model: what is trained.
@@ -107,11 +102,12 @@ class Trainer:
         defaults = [DefaultFlowCallback(), PrinterCallback() if args.disable_tqdm else ProgressCallback()]
         if args.early_stopping_patience is not None:
             defaults.append(EarlyStoppingCallback(args.early_stopping_patience))
-        self.callback_handler = CallbackHandler([*defaults, *(callbacks or [])], self.model, None, self.optimizer, None)
+        self.callback_handler = CallbackHandler(
+            [*defaults, *(callbacks or [])], self.model, None, self.optimizer, None
+        )
         self.control = self.callback_handler.on_init_end(args, self.state, self.control)
         self._window: list[dict[str, torch.Tensor]] = []
-        self._unchecked: list[tuple[int, dict[str, torch.Tensor]]] = []
-        self._signal: int | None = None
+        self._guard = StepGuard(self.accelerator)
         self._stream_position = (0, 0)
 
     # ---- what a family overrides ------------------------------------------------------------------------------------
@@ -189,7 +185,7 @@ class Trainer:
         self.model.train()
         started = time.perf_counter()
         first_step = self.state.global_step
-        with self._signals(), self._closing_bars():
+        with self._guard.signals(), self._closing_bars():
             self._loop()
         seconds = time.perf_counter() - started
         trained = self.state.global_step - first_step
@@ -207,7 +203,8 @@ class Trainer:
         )
         if self.accelerator.is_main_process:
             self._write_state(Path(args.output_dir))
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # end_training would also end the ranks' connection
+            tracker.finish()
         return self.state
 
     def _loop(self) -> None:
@@ -238,7 +235,7 @@ class Trainer:
                 self._stream_position = (epoch, step)
                 state.epoch = epoch + (step / self._steps_per_epoch if self._steps_per_epoch else 0)
                 self._window.append(outputs)
-                self._unchecked.append((state.global_step, outputs))
+                self._guard.record(state.global_step, outputs)
                 self.control = self.callback_handler.on_step_end(args, state, self.control)
                 self._look()
                 self._act()
@@ -427,22 +424,11 @@ class Trainer:
 
     def _look(self, now: bool = False) -> None:
         """Stops for a loss that is not finite and for a signal; all ranks at the same step."""
-        cheap = self.accelerator.device.type == "cpu" and self.world_size == 1
-        if not (cheap or now or self.state.global_step % LOOK_EVERY == 0) or not self._unchecked:
-            return
-        losses = torch.stack([outputs["loss"].float() for _, outputs in self._unchecked])
-        bad = (~torch.isfinite(losses)).float()
-        # Position of the first bad loss, counted from the end so that a maximum over the ranks finds the earliest.
-        distance = (bad * torch.arange(len(losses), 0, -1, device=losses.device)).max()
-        flags = torch.stack([distance, torch.tensor(float(self._signal or 0), device=losses.device)])
-        if self.world_size > 1:
-            flags = self.accelerator.gather(flags.unsqueeze(0)).max(dim=0).values
-        distance, signal_number = (int(v) for v in flags.tolist())
-        if distance:
-            self._stop_for_nan(*self._unchecked[len(losses) - distance])
-        self._unchecked.clear()
-        if signal_number:
-            self._stop_for_signal(signal_number)
+        found = self._guard.look(self.state.global_step, now)
+        if found.bad is not None:
+            self._stop_for_nan(*found.bad)
+        if found.signal:
+            self._stop_for_signal(found.signal)
 
     def _stop_for_nan(self, step: int, outputs: dict[str, torch.Tensor]) -> None:
         values = ", ".join(f"{name} {value.item():.4g}" for name, value in outputs.items())
@@ -453,11 +439,19 @@ class Trainer:
             "lower --learning_rate, or clip with --max_grad_norm 1"
         )
 
+    def _stop_for_signal(self, number: int) -> None:
+        folder = self.save_checkpoint()
+        self.say(
+            f"hfgen: {signal.Signals(number).name} at step {self.state.global_step}: saved {folder}; "
+            "continue with --resume_from_checkpoint true"
+        )
+        raise SystemExit(128 + number)
+
     # ---- evaluation -------------------------------------------------------------------------------------------------
 
     @contextmanager
     def published_weights(self) -> Iterator[None]:
-        """Inside, the model holds the weights that are evaluated and exported (the moving average where there is one)."""
+        """Inside, the model holds what is evaluated and exported: the moving average where there is one."""
         was_training = self.model.training
         self.model.eval()
         try:
@@ -485,7 +479,7 @@ class Trainer:
         started, sums, total = time.perf_counter(), {}, 0
         with self.published_weights(), torch.no_grad():
             for index, batch in enumerate(loader):
-                seed_step(self.generator, self.args.seed, _EVALUATION + index, self.rank)
+                seed_step(self.generator, self.args.seed, EVALUATION + index, self.rank)
                 metrics = self.evaluation_step(self.prepare_batch(batch, None))
                 for name, value in metrics.items():
                     sums[name] = sums.get(name, 0) + value.double() * len(batches[index])
@@ -575,6 +569,7 @@ class Trainer:
             "num_processes": self.world_size,
             "step_size": self._step_size,
             "seed": self.args.seed,
+            "learning_rate": self.args.learning_rate,
             "dataset": getattr(self.train_dataset, "fingerprint", None),
         }
 
@@ -587,11 +582,19 @@ class Trainer:
             return
         for name, now in self._facts().items():
             if name not in ("trainer", "stream_position") and facts[name] != now:
-                self.say(f"hfgen: warning: {name} was {facts[name]}, is {now}: the resumed run is not bit-identical")
+                self.say(f"hfgen: warning: {name} was {facts[name]}, is {now}: the result will not be bit-identical")
         saved = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        for name in ("global_step", "epoch", "log_history", "best_metric", "best_global_step", "best_model_checkpoint"):
+        for name in (
+            "global_step",
+            "epoch",
+            "log_history",
+            "best_metric",
+            "best_global_step",
+            "best_model_checkpoint",
+        ):
             setattr(self.state, name, getattr(saved, name))
         self._stream_position = tuple(facts["stream_position"])
+        self._change_learning_rate(facts["learning_rate"])
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
                 kept = saved.stateful_callbacks.get(type(callback).__name__, {})
@@ -599,27 +602,17 @@ class Trainer:
                     setattr(callback, name, value)
         self.say(f"resuming {checkpoint} at step {self.state.global_step} of {self.state.max_steps}")
 
-    # ---- signals and trackers ---------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM, and the first Ctrl-C, end training after the step at hand, with a checkpoint."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
+    def _change_learning_rate(self, before: float) -> None:
+        """A checkpoint brings its learning rates along; one that was changed on purpose (after a NaN, say) holds."""
+        if self.args.learning_rate == before:
             return
+        schedule, factor = self.lr_scheduler, self.args.learning_rate / before if before else 1.0
+        schedule.base_lrs = [rate * factor for rate in schedule.base_lrs]
+        for group in schedule.optimizer.param_groups:
+            group["lr"] *= factor
+            group["initial_lr"] *= factor
 
-        def note(number, _):
-            self._signal = number
-            signal.signal(signal.SIGINT, previous[signal.SIGINT])
-
-        previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        for number in previous:
-            signal.signal(number, note)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    # ---- odds and ends ----------------------------------------------------------------------------------------------
 
     @contextmanager
     def _closing_bars(self) -> Iterator[None]:
@@ -633,14 +626,6 @@ class Trainer:
                         bar.close()
             raise
 
-    def _stop_for_signal(self, number: int) -> None:
-        folder = self.save_checkpoint()
-        self.say(
-            f"hfgen: {signal.Signals(number).name} at step {self.state.global_step}: saved {folder}; "
-            "continue with --resume_from_checkpoint true"
-        )
-        raise SystemExit(128 + number)
-
     def _start_trackers(self) -> None:
         if not self.args.trackers:
             return
@@ -648,7 +633,9 @@ class Trainer:
         name = self.args.run_name
         init = {}
         if name:  # a resumed run goes on under its name
-            init = {t: {"name": name, "resume": "allow"} for t in ("trackio", "wandb")} | {"mlflow": {"run_name": name}}
+            init = {t: {"name": name, "resume": "allow"} for t in ("trackio", "wandb")} | {
+                "mlflow": {"run_name": name}
+            }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.accelerator.init_trackers(self.args.project, config=config, init_kwargs=init)
@@ -656,15 +643,3 @@ class Trainer:
     def add_callback(self, callback: TrainerCallback) -> None:
         """Adds a callback, as transformers' Trainer does."""
         self.callback_handler.add_callback(callback)
-
-
-def evaluation_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for evaluations outside a run."""
-    return torch.Generator(device).manual_seed(mix(seed, _EVALUATION))
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON aside and renames it, so that a reader never sees half a file."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    aside.replace(path)

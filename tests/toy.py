@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hfgen.config import parse_arguments
-from hfgen.errors import guarded
+from hfgen.errors import guarded, leave
 from hfgen.trainer import Trainer, TrainingArguments
 
 
@@ -89,14 +89,16 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-def build(args: TrainingArguments, dropout: float = 0.1, stream: bool = False, trainer=ToyTrainer, **kwargs) -> Trainer:
+def build(
+    args: TrainingArguments, dropout: float = 0.1, stream: bool = False, trainer=ToyTrainer, **kwargs
+) -> Trainer:
     torch.manual_seed(args.seed)
     data = ToyStream() if stream else ToyData()
     return trainer(ToyModel(dropout), args, data, ToyData(20), **kwargs)
 
 
 def main() -> None:
-    """Trains by flags; `--delay`, `--nan_at`, `--stream` and `--rank_noise` (the global noise, cut by rank) besides."""
+    """Trains by flags; `--delay`, `--nan_at`, `--stream`, and `--global_noise` (a function of the sample)."""
     extra = {"--delay": 0.0, "--nan_at": -1.0, "--stream": 0.0, "--global_noise": 0.0}
     argv = []
     for word in sys.argv[1:]:
@@ -124,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    leave(guarded(main))
