@@ -20,8 +20,8 @@ from .errors import BadInput
 def recipes_dir() -> Path:
     """The folder of recipes and their configs: the clone's own, or the copy that the wheel carries."""
     package = Path(__file__).resolve().parent
-    clone = package.parent / "recipes"
-    return clone if clone.is_dir() else package / "_recipes"
+    carried = package / "_recipes"
+    return carried if carried.is_dir() else package.parent / "recipes"
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
@@ -25,9 +26,12 @@ def speaks() -> bool:
 def _tell(message: str) -> int:
     if os.environ.get("HFGEN_DEBUG") == "1":
         traceback.print_exc()
-    if speaks():
-        sys.stdout.flush()
-        print(f"hfgen: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    if not speaks():
+        # Launchers stop the others as soon as one fails: rank 0, which mostly meets the same error, gets time to say it.
+        # If this rank is still here then, rank 0 did not, and this one speaks.
+        time.sleep(5)
+    sys.stdout.flush()
+    print(f"hfgen: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return EXIT_BAD_INPUT
 
 
