@@ -20,7 +20,8 @@ def say(line: str) -> None:
 
 def data_folder(name: str) -> Path | None:
     """`name` in the folder that the first argument names, or else in ../shared/data beside the checkout."""
-    roots = [Path(sys.argv[1])] if len(sys.argv) > 1 else [HERE.parent.parent / "shared" / "data"]
+    given = [Path(word) for word in sys.argv[1:] if Path(word).is_dir()]
+    roots = given or [HERE.parent.parent / "shared" / "data"]
     for root in roots:
         for path in (root / name, root):
             if path.name == name and path.exists():

@@ -29,8 +29,7 @@ from hfgen.vae import VAEArguments, VAETrainer, build_vae
 BATCH, TURNS, EPOCHS_A_TURN, EPOCHS = 128, 4, 2, 10
 
 # Runs in pythae's environment: sys.argv = images.npz, epochs, batch. The time is that of its own train().
-PEER = (
-    """
+PEER = """
 import json, os, sys, tempfile, time
 import numpy as np, torch
 torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -58,8 +57,6 @@ with torch.no_grad():
 layers = sorted(tuple(p.shape) for p in model.parameters() if p.ndim == 2)
 print(json.dumps({"seconds": seconds, "elbo": -loss, "layers": layers}))
 """
-    % BATCH
-)
 
 
 def peer_run(python: Path, images: Path, epochs: int) -> dict:

@@ -119,7 +119,7 @@ class TrainingArguments:
     )
     use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU even where there is an accelerator."})
 
-    monitor_steps: int = field(default=50, metadata={"help": "Optimizer steps between the alarms' checks."})
+    monitor_steps: int = field(default=100, metadata={"help": "Optimizer steps between the alarms' checks."})
     stop_on_alarm: bool = field(default=False, metadata={"help": "Stop training when an alarm speaks."})
 
     push_to_hub: bool = field(default=False, metadata={"help": "Publish the finished model on the Hub."})

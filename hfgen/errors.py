@@ -27,8 +27,8 @@ def _tell(message: str) -> int:
     if os.environ.get("HFGEN_DEBUG") == "1":
         traceback.print_exc()
     if not speaks():
-        # Launchers stop the others as soon as one fails: rank 0, which mostly meets the same error, gets time to say it.
-        # If this rank is still here then, rank 0 did not, and this one speaks.
+        # Launchers stop the others as soon as one fails: rank 0, which mostly meets the same error, gets time to say
+        # it. If this rank is still here then, rank 0 did not, and this one speaks.
         time.sleep(5)
     sys.stdout.flush()
     print(f"hfgen: error: {' '.join(message.split())}", file=sys.stderr, flush=True)

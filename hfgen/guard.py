@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,10 +15,13 @@ import torch
 LOOK_EVERY = 10
 
 
+Scalar = float | torch.Tensor
+
+
 class Found(NamedTuple):
     """`bad`: (step, its outputs) of the first loss that is not finite; `signal`: the number of one received, or 0."""
 
-    bad: tuple[int, dict[str, torch.Tensor]] | None = None
+    bad: tuple[int, dict[str, Scalar]] | None = None
     signal: int = 0
 
 
@@ -31,10 +35,10 @@ class StepGuard:
     def __init__(self, accelerator):
         self.accelerator = accelerator
         self.every = 1 if accelerator.device.type == "cpu" and accelerator.num_processes == 1 else LOOK_EVERY
-        self.unchecked: list[tuple[int, dict[str, torch.Tensor]]] = []
+        self.unchecked: list[tuple[int, dict[str, Scalar]]] = []
         self.received = 0
 
-    def record(self, step: int, outputs: dict[str, torch.Tensor]) -> None:
+    def record(self, step: int, outputs: dict[str, Scalar]) -> None:
         """Keeps a step's outputs, of which `"loss"` is looked at."""
         self.unchecked.append((step, outputs))
 
@@ -42,7 +46,12 @@ class StepGuard:
         """What happened since the last look, on any rank; every rank must call it with the same arguments."""
         if not self.unchecked or not (now or step % self.every == 0):
             return Found()
-        losses = torch.stack([outputs["loss"].float() for _, outputs in self.unchecked])
+        if self.every == 1 and len(self.unchecked) == 1 and not self.received:
+            if math.isfinite(self.unchecked[0][1]["loss"]):  # the usual step, without a dozen small tensors
+                self.unchecked.clear()
+                return Found()
+        device = self.accelerator.device
+        losses = torch.stack([torch.as_tensor(o["loss"], device=device).float() for _, o in self.unchecked])
         # The position of a bad loss is counted from the end, so that a maximum over the ranks finds the earliest.
         positions = torch.arange(len(losses), 0, -1, device=losses.device)
         flags = torch.stack([((~torch.isfinite(losses)) * positions).max(), positions.new_tensor(self.received)])
