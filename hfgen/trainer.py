@@ -87,16 +87,20 @@ class Trainer:
     ):
         self.args = args
         self.accelerator = start_accelerator(args)
+        # Kept here: Accelerate's properties are looked up through its shared state each time.
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self.device = self.accelerator.device
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.batch_transform, self.data_collator = batch_transform, data_collator or _collate
         self._whole = None
         if self._is_sharded and self.accelerator.is_main_process:
             self._whole = copy.deepcopy(model)  # what a sharded model is exported from
         self.model, self.optimizer = self.prepare(model, optimizer)
+        kind, scaler = self.accelerator.distributed_type, self.accelerator.scaler
+        self._needs_wrappers = scaler is not None or kind in _NEED_THE_WRAPPER
         self.ema = self._make_ema()
         self.lr_scheduler = None
-        self.generator = torch.Generator(self.accelerator.device)
+        self.generator = torch.Generator(self.device)
         self.state = TrainerState(
             is_local_process_zero=self.accelerator.is_local_main_process,
             is_world_process_zero=self.accelerator.is_main_process,
@@ -158,10 +162,6 @@ class Trainer:
             loss.backward()
         else:
             self.accelerator.backward(loss)
-
-    @property
-    def _needs_wrappers(self) -> bool:
-        return self.accelerator.scaler is not None or self.accelerator.distributed_type in _NEED_THE_WRAPPER
 
     def bare(self, optimizer):
         """The torch optimizer in Accelerate's wrapper, where that adds nothing but a search for a package on disk at
@@ -248,7 +248,7 @@ class Trainer:
                 self.control = self.callback_handler.on_step_begin(args, state, self.control)
                 seed_step(self.generator, args.seed, state.global_step, self.rank)
                 outputs = self.training_step([self.prepare_batch(batch, self.generator) for batch in micro_batches])
-                if self.accelerator.device.type == "cpu":
+                if self.device.type == "cpu":
                     # Small tensors that outlive a step tear holes into the heap, and each step then faults pages anew.
                     outputs = {name: value.item() for name, value in outputs.items()}
                 if not self.accelerator.optimizer_step_was_skipped:
@@ -305,7 +305,14 @@ class Trainer:
                 world_size=self.world_size,
             )
         self._sampler.set_position(epoch, begin)
+        if args.dataloader_num_workers == 0 and self.device.type == "cpu" and self._hands_over_batches:
+            # A DataLoader would only stand in between: a batch is one index into the cache.
+            return (self.data_collator(self.train_dataset.__getitems__(indices)) for indices in self._sampler)
         return iter(self._loader(self.train_dataset, self._sampler))
+
+    @property
+    def _hands_over_batches(self) -> bool:
+        return hasattr(self.train_dataset, "__getitems__")
 
     def _loader(self, dataset, batch_sampler) -> DataLoader:
         return DataLoader(
@@ -313,12 +320,12 @@ class Trainer:
             batch_sampler=batch_sampler,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.accelerator.device.type == "cuda",
+            pin_memory=self.device.type == "cuda",
         )
 
     def prepare_batch(self, batch: dict, generator: torch.Generator | None) -> dict:
         """Moves a batch to the device and transforms it there."""
-        device = self.accelerator.device
+        device = self.device
         if device.type != "cpu":
             batch = {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
         return self.batch_transform(batch, generator) if self.batch_transform is not None else batch
@@ -419,7 +426,7 @@ class Trainer:
         names = list(dict.fromkeys(name for entry in outputs for name in entry))
         if not names:
             return {}
-        device = self.accelerator.device
+        device = self.device
         series = [
             [torch.as_tensor(e[n], dtype=torch.float32, device=device) for e in outputs if n in e] for n in names
         ]
@@ -516,7 +523,7 @@ class Trainer:
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         flat = torch.stack([*(torch.as_tensor(v).cpu() for v in sums.values()), torch.tensor(float(total)).double()])
         if world > 1:
-            flat = self.accelerator.reduce(flat.to(self.accelerator.device), "sum").cpu()
+            flat = self.accelerator.reduce(flat.to(self.device), "sum").cpu()
         metrics = {f"{metric_key_prefix}_{n}": v for n, v in zip(sums, (flat[:-1] / flat[-1]).tolist(), strict=True)}
         metrics |= self.dataset_metrics(dataset, metric_key_prefix)
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started

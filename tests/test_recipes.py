@@ -58,9 +58,9 @@ def test_two_real_steps_of_every_config(recipe, config, tmp_path, capsys):
         assert all((np.asarray(Image.open(tmp_path / "b" / f"0000{i}.png")) == first[i]).all() for i in range(3))
         assert (folder / "generated" / "grid.png").exists()
         capsys.readouterr()
-        assert run(["evaluate", str(folder), "--num_importance_samples", "2"]) == 0
+        assert run(["evaluate", str(folder), "--num_importance_samples", "20"]) == 0
         figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert figures["iw_bound"] > figures["elbo"] - 1
+        assert figures["iw_bound"] > figures["elbo"] - 0.1 * abs(figures["elbo"])  # one noisy sample against twenty
         assert json.loads((folder / "evaluation.json").read_text()) == figures
 
 

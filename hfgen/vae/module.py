@@ -85,8 +85,9 @@ class VAEModule(nn.Module):
             pixel_values: (B, C, H, W) in [0, 1].
             noise: (K, B, ...) standard normal, `...` the shape of one image's latents.
         """
-        posterior = self.vae.encode(to_symmetric(pixel_values)).latent_dist
-        mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        latents = mean + posterior.std.float() * noise
-        output = self.vae.decode(latents.flatten(0, 1)).sample.float()
-        return VAEOutput(mean, logvar, latents, output.unflatten(0, noise.shape[:2]), self.log_scale)
+        # Plain tuples, and no broadcast over a single sample: 40 us of a 4 ms step.
+        (posterior,) = self.vae.encode(to_symmetric(pixel_values), return_dict=False)
+        mean, logvar, std = posterior.mean.float(), posterior.logvar.float(), posterior.std.float()
+        latents = (mean + std * noise[0]).unsqueeze(0) if len(noise) == 1 else mean + std * noise
+        (output,) = self.vae.decode(latents.flatten(0, 1), return_dict=False)
+        return VAEOutput(mean, logvar, latents, output.float().unflatten(0, noise.shape[:2]), self.log_scale)

@@ -125,15 +125,16 @@ class VAETrainer(Trainer):
         nll = likelihood.nll(out.output, images, log_scale)
         kl_per_dimension = gaussian_kl_per_dimension(out.mean, out.logvar)
         reconstruction, kl = nll.mean(), kl_per_dimension.sum(1).mean()
-        metrics = {"elbo": -(reconstruction + kl), "reconstruction": reconstruction, "kl": kl}
+        parts = {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
+        metrics = {"elbo": -(parts["reconstruction"] + parts["kl"]), **parts}
         if args.objective == "iwae":
-            metrics["iw_bound"] = iwae_bound(log_importance_weights(nll, noise, out.latents, out.logvar)).mean()
-            loss = -metrics["iw_bound"]
+            loss = -iwae_bound(log_importance_weights(nll, noise, out.latents, out.logvar)).mean()
+            metrics["iw_bound"] = -loss.detach()
         elif args.free_bits > 0:
             batch_mean = self._mean_over_ranks_of(kl_per_dimension.detach().mean(0))
             loss = reconstruction + weight * free_bits_kl(kl_per_dimension, args.free_bits, batch_mean)
         else:
-            loss = reconstruction + weight * kl
+            loss = torch.add(reconstruction, kl, alpha=weight)
         if likelihood.has_bits_per_dim(args.binarization):
             metrics["bits_per_dim"] = bits_per_dim(metrics["elbo"], images[0].numel())
         if likelihood.scale is not None:
