@@ -13,7 +13,7 @@ from hfgen.recipes import list_recipes
 
 CONFIGS = [(recipe.name, config.name) for recipe in list_recipes() for config in recipe.configs]
 FEW_STEPS = ["--max_steps=2", "--max_train_samples=160", "--max_eval_samples=20", "--per_device_train_batch_size=4"]
-FEW_STEPS += ["--eval_strategy=no", "--save_steps=1", "--gradient_accumulation_steps=1", "--disable_tqdm=true"]
+FEW_STEPS += ["--eval_steps=2", "--save_steps=1", "--gradient_accumulation_steps=1", "--disable_tqdm=true"]
 
 
 def image_folder(folder, resolution: str | None, channels: int | None):
