@@ -26,7 +26,7 @@ from hfgen.data import ImageDataArguments, ImageDataset, ImageTransform, load_im
 from hfgen.vae import VAEArguments, VAETrainer, build_vae
 from hfgen.vae.losses import bernoulli_nll, gaussian_kl
 
-BATCH, STEPS, TURNS = 128, 469, 9
+BATCH, STEPS, TURNS = 128, 1500, 7
 
 
 class BareVAE(nn.Module):

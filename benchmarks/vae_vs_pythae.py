@@ -116,7 +116,7 @@ def main() -> None:
             say(f"turn {turn}: pythae {peers[-1]:.0f}, hfgen {ours[-1]:.0f} samples/s")
         say(f"equal wall-clock: pythae for {EPOCHS} epochs")
         peer = peer_run(python, arrays, EPOCHS)
-        steps = int(peer["seconds"] * statistics.median(ours) / BATCH * 0.8)
+        steps = int(peer["seconds"] * statistics.median(ours) / BATCH * 0.9)
         say(f"  pythae: {peer['seconds']:.1f} s, test ELBO {peer['elbo']:.2f}; hfgen for {steps} steps")
         our = our_run(images, steps, lr_scheduler_type="cosine", use_ema=True)
         say(f"  hfgen: {our['seconds']:.1f} s, test ELBO {our['elbo']:.2f}")

@@ -21,10 +21,20 @@ STATE_FILE = "hfgen_state.json"
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """The checkpoints in a run folder, oldest first."""
+    """The whole checkpoints in a run folder, oldest first."""
+    return [folder for folder in checkpoint_folders(output_dir) if is_whole(folder)]
+
+
+def checkpoint_folders(output_dir: str | Path) -> list[Path]:
+    """All `checkpoint-<step>` folders in a run folder, oldest first, also one whose writing was cut short."""
     folder = Path(output_dir)
     found = [p for p in folder.iterdir() if p.is_dir() and FOLDER.match(p.name)] if folder.is_dir() else []
     return sorted(found, key=step_of)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end: the state file comes last."""
+    return (checkpoint / STATE_FOLDER / STATE_FILE).is_file()
 
 
 def step_of(checkpoint: Path) -> int:
@@ -55,7 +65,7 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | bool |
     if asked.lower() == "true":
         return found[-1] if found else None
     path = Path(asked)
-    if not (path / STATE_FOLDER / STATE_FILE).is_file():
+    if not is_whole(path):
         there = f"; {output_dir} holds {', '.join(p.name for p in found)}" if found else ""
         raise BadInput(f"--resume_from_checkpoint {asked} is not a checkpoint of hfgen{there}")
     return path
@@ -72,7 +82,8 @@ def fsync_tree(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def _why(error: Exception, folder: Path) -> str:
+def why_unwritten(error: Exception, folder: Path) -> str:
+    """Why a write failed, for an error line: the full disk, or the first line of `error`; and the space left."""
     free = shutil.disk_usage(folder).free / 2**20
     full = getattr(error, "errno", None) in DISK_FULL or "No space left" in str(error) or free < 1
     reason = "the disk is full" if full else str(error).splitlines()[0]
@@ -125,7 +136,11 @@ def written_aside(target: Path, accelerator, keeps: str) -> Iterator[Path]:
                 error = failure
     if not _agree(accelerator, error is None):
         folder = next(p for p in [target, *target.parents] if p.is_dir())
-        line = f"{target} could not be written: {_why(error, folder)}" if error else f"{target} could not be written"
+        line = (
+            f"{target} could not be written: {why_unwritten(error, folder)}"
+            if error
+            else f"{target} could not be written"
+        )
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             shutil.rmtree(aside, ignore_errors=True)

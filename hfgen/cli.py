@@ -102,17 +102,19 @@ def train(
 def generate(
     context: typer.Context,
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The output_dir of a finished run.")],
-    num_images: Annotated[int, typer.Option("--num_images", help="How many.", min=1)] = 64,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same images.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same output.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", help="Folder; default: RUN_DIR/generated.")] = None,
 ) -> None:
-    """Generate from a finished run: a grid and single files."""
+    """Generate from a finished run: pictures, or text.
+
+    Images: --num_images 64 writes a grid and single files. Text: --prompt "…" --num_samples 4 prints and writes it.
+    """
     from .runs import read_run
 
     run = read_run(run_dir)
     output = output or run_dir / "generated"
-    files = _call_recipe(run, "generate", context.args, num_images=num_images, seed=seed, output=output)
-    print(f"{len(files)} files in {output}")
+    files = _call_recipe(run, "generate", context.args, seed=seed, output=output)
+    print(f"{len(files)} file{'' if len(files) == 1 else 's'} in {output}")
 
 
 @app.command(context_settings=_PASS_ON)
@@ -163,8 +165,15 @@ def _call_recipe(run, name: str, extra: list[str], **given: Any) -> Any:
     from .recipes import load_recipe
 
     function = getattr(load_recipe(run.recipe), name)
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    known = [p.name for p in parameters]
+    parameters = list(inspect.signature(function).parameters.values())
+    if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:  # a text recipe hands on how to sample
+        from .text.generation import continue_texts
+
+        sampling = [p for p in inspect.signature(continue_texts).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        parameters += [p for p in sampling if p.name not in given]
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    texts = {p.name for p in parameters if isinstance(p.default, str)}  # a prompt stays as it was typed
+    numbers = {p.name for p in parameters if type(p.default) in (int, float)}
     words = iter(extra)
     for word in words:
         option, equals, value = word.removeprefix("--").partition("=")
@@ -176,7 +185,11 @@ def _call_recipe(run, name: str, extra: list[str], **given: Any) -> Any:
             )
         if not equals and (value := next(words, None)) is None:
             raise BadInput(f"--{option} needs a value")
-        given[option] = yaml.safe_load(value)
+        given[option] = value if option in texts else yaml.safe_load(value)
+        if option in numbers and not isinstance(given[option], int | float):
+            raise BadInput(f"--{option} {value}: must be a number")
+        if option.startswith("num_") and not given[option] >= 1:
+            raise BadInput(f"--{option} {value}: must be at least 1")
     return function(run.directory, **given)
 
 

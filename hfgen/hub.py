@@ -60,6 +60,7 @@ def render_model_card(
     run: Run,
     *,
     pipeline_class: str | None = None,
+    usage: str | None = None,
     pipeline_tag: str | None = "unconditional-image-generation",
     license: str | None = None,
     model_id: str | None = None,
@@ -90,13 +91,9 @@ def render_model_card(
         model_name=model_id or name,
         eval_results=results or None,
     )
-    usage = ""
     if pipeline_class:
-        usage = (
-            "## Use\n\n```python\n"
-            f"from hfgen import {pipeline_class}\n\n"
-            f"pipeline = {pipeline_class}.from_pretrained({model_id or name!r})\n```\n"
-        )
+        usage = f"from hfgen import {pipeline_class}\n\npipeline = {pipeline_class}.from_pretrained({{name!r}})"
+    loading = f"## Use\n\n```python\n{usage.format(name=model_id or name)}\n```\n" if usage else ""
     rows = "".join(f"| {_plain(k)} | {_plain(format_number(v))} |\n" for k, v in run.metrics.items())
     alarms = "".join(
         f"- {_plain(a['alarm'])} at step {a.get('step')}: {_plain(a.get('message'))}\n" for a in run.alarms
@@ -112,7 +109,7 @@ def render_model_card(
             recipe=run.recipe,
             on=f", on {_plain(dataset_name)}" if run.dataset.get("name") else "",
             took=f", in {format_seconds(run.seconds)}" if run.seconds else "",
-            usage=usage,
+            usage=loading,
             command=run.command,
             metrics=f"## Scores\n\n| metric | value |\n| --- | --- |\n{rows}\n" if rows else "",
             alarms=f"## Alarms\n\n{alarms}\n" if alarms else "",
@@ -126,6 +123,7 @@ def write_model_card(
     run_dir: Path,
     *,
     pipeline_class: str | None = None,
+    usage: str | None = None,
     pipeline_tag: str | None = "unconditional-image-generation",
     license: str | None = None,
     model_id: str | None = None,
@@ -134,7 +132,8 @@ def write_model_card(
 
     Args:
         run_dir: the run folder.
-        pipeline_class: the exported class whose `from_pretrained` loads the folder; `None` shows no such line.
+        pipeline_class: the exported class whose `from_pretrained` loads the folder; or
+        usage: the code that loads it, with `{name!r}` for the folder or repository. Without both none is shown.
         pipeline_tag: the Hub's name of the task, or `None`.
         license: the Hub's identifier of the model's licence; it depends on the data, so none is assumed.
         model_id: `owner/name` on the Hub, where the card is for there.
@@ -147,7 +146,12 @@ def write_model_card(
     """
     run = read_run(run_dir)
     text = render_model_card(
-        run, pipeline_class=pipeline_class, pipeline_tag=pipeline_tag, license=license, model_id=model_id
+        run,
+        pipeline_class=pipeline_class,
+        usage=usage,
+        pipeline_tag=pipeline_tag,
+        license=license,
+        model_id=model_id,
     )
     path = run.directory / "README.md"
     aside = path.with_name(".README.md.tmp")

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from . import __version__
-from .arguments import TrainingArguments
 from .checkpoint import find_checkpoint
+from .progress import say
 from .runs import check_run_dir, read_json, write_json
 
-_PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "datasets")
+_PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "trl", "peft", "datasets")
 # Options that say where a run is, not what it is: a repeat chooses its own.
 _NOT_REPEATED = ("--output_dir", "--resume_from_checkpoint")
 
@@ -26,7 +26,7 @@ Arguments = TypeVar("Arguments")
 Pipeline = TypeVar("Pipeline")
 
 
-def begin_run(args: TrainingArguments) -> None:
+def begin_run(args) -> None:
     """Refuses a used `output_dir` before any data is read, and seeds what draws the initial weights.
 
     Raises:
@@ -60,16 +60,24 @@ def finish_run(
     argv: list[str] | None,
     arguments: tuple[Any, ...],
     metrics: dict[str, float],
-    pipeline_class: str,
+    pipeline_class: str | None = None,
+    usage: str | None = None,
+    pipeline_tag: str = "unconditional-image-generation",
+    dataset: dict[str, Any] | None = None,
+    samples: list[dict[str, str]] | None = None,
 ) -> None:
     """Writes run.json and the model card, and publishes the model where that was asked for.
 
     Args:
-        trainer: the trainer, after training.
+        trainer: the trainer, after training: ours, or one of transformers'.
         recipe, config, argv: as the recipe was called.
         arguments: the recipe's dataclasses.
         metrics: final figures, by name.
-        pipeline_class: the public class whose `from_pretrained` loads the folder.
+        pipeline_class: the public class of hfgen whose `from_pretrained` loads the folder; or
+        usage: the code that loads it, with `{name!r}` for the folder or repository.
+        pipeline_tag: the Hub's name of the task.
+        dataset: what run.json says of the data; by default the training set's name, fingerprint and length.
+        samples: rows of text that the model made, by column; kept in samples.json, shown in the gallery.
 
     Raises:
         BadInput: the Hub refused; the folder is complete all the same.
@@ -78,31 +86,42 @@ def finish_run(
         return
     from .hub import push_to_hub, write_model_card
 
-    args: TrainingArguments = trainer.args
-    dataset = trainer.train_dataset
-    described = {"name": getattr(dataset, "name", None), "fingerprint": getattr(dataset, "fingerprint", None)}
-    if hasattr(dataset, "__len__"):
-        described["samples"] = len(dataset)
+    args = trainer.args
+    processes = trainer.accelerator.num_processes
+    if dataset is None:
+        train = trainer.train_dataset
+        dataset = {"name": getattr(train, "name", None), "fingerprint": getattr(train, "fingerprint", None)}
+        if hasattr(train, "__len__"):
+            dataset["samples"] = len(train)
     runtimes = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
     run_dir = Path(args.output_dir)
-    flat = {f.name: getattr(group, f.name) for group in arguments for f in dataclasses.fields(group)}
+    flat = {name: value for group in arguments for name, value in _options(group).items()}
+    if samples:
+        write_json(run_dir / "samples.json", samples)
     write_json(
         run_dir / "run.json",
         {
             "recipe": recipe,
             "config": config,
-            "command": repeat_command(recipe, argv, trainer.world_size),
+            "command": repeat_command(recipe, argv, processes),
             "arguments": {name: getattr(value, "value", value) for name, value in flat.items()},
             "seconds": sum(runtimes),
-            "num_processes": trainer.world_size,
+            "num_processes": processes,
             "versions": {"hfgen": __version__} | {name: importlib.metadata.version(name) for name in _PACKAGES},
-            "dataset": described,
+            "dataset": dataset,
             "metrics": metrics,
         },
     )
-    write_model_card(run_dir, pipeline_class=pipeline_class)
-    if args.push_to_hub:
-        trainer.say(f"published: {push_to_hub(run_dir, args.hub_model_id, args.hub_private_repo)}")
+    write_model_card(run_dir, pipeline_class=pipeline_class, usage=usage, pipeline_tag=pipeline_tag)
+    if getattr(args, "publish", args.push_to_hub):
+        say(trainer.accelerator, f"published: {push_to_hub(run_dir, args.hub_model_id, args.hub_private_repo)}")
+
+
+def _options(group: Any) -> dict[str, Any]:
+    """A dataclass as plain values; transformers' arguments know themselves which of theirs are for no eyes."""
+    if hasattr(group, "to_dict"):
+        return group.to_dict()
+    return {f.name: getattr(group, f.name) for f in dataclasses.fields(group)}
 
 
 def _no_loading_bars() -> None:

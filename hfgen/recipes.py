@@ -1,6 +1,6 @@
 """Finds recipes and their configs, and loads them; reading the list imports no recipe.
 
-A recipe is a file recipes/<name>.py with `main(argv)`, `generate(run_dir, *, num_images, seed, output)` and
+A recipe is a file recipes/<name>.py with `main(argv)`, `generate(run_dir, *, seed, output, **options)` and
 `evaluate(run_dir, **options)`; its configs are the YAML files of recipes/configs/<name>/, whose header comments say
 `# Command:`, `# Time:` and `# Score:`.
 """

@@ -46,6 +46,7 @@ svg { display: block; width: 100%; height: auto; stroke-linejoin: round; stroke-
   border-bottom: 1px solid var(--line); }
 dd { margin: 0; }
 section > h3 { margin-top: 1.1rem; }
+td.text { white-space: pre-wrap; max-width: 40rem; font-size: .9rem; }
 @media (max-width: 32rem) { table { font-size: .85rem; } th, td { padding-right: .5rem; } }
 .key::before { content: ""; display: inline-block; width: 1.1em; height: .2em; margin: 0 .35em .25em 0;
   background: currentColor; } .key.train { color: var(--train); } .key.eval { color: var(--eval); }
@@ -149,6 +150,19 @@ def _pictures(run: Run) -> str:
     return f'<h3>Pictures</h3><div class="grid">{"".join(parts)}</div>' if parts else ""
 
 
+def _samples(run: Run) -> str:
+    """What a text model wrote: a column a key, a row a sample."""
+    if not run.samples:
+        return ""
+    names = list(dict.fromkeys(name for row in run.samples for name in row))
+    head = "".join(f"<th>{_escape(name)}</th>" for name in names)
+    rows = "".join(
+        "<tr>" + "".join(f'<td class="text">{_escape(row.get(name, ""))}</td>' for name in names) + "</tr>"
+        for row in run.samples
+    )
+    return f'<h3>Output</h3><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
 def _curves(run: Run, anchor: str) -> str:
     curves = loss_curves(run.log_history)
     if not curves:
@@ -187,7 +201,7 @@ def _section(run: Run, anchor: str) -> str:
     if run.error:
         body = f'<p class="bad">{_escape(run.error)}</p>'
     else:
-        body = _pictures(run) + _scores(run.metrics) + _alarms(run)
+        body = _pictures(run) + _samples(run) + _scores(run.metrics) + _alarms(run)
     return (
         f'<section class="card" id="{anchor}"><h2>{_escape(_title(run))}</h2>'
         f'<p class="soft">{_escape(" · ".join(facts))}</p>{command}{body}{_curves(run, anchor)}'

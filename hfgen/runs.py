@@ -57,6 +57,7 @@ class Run:
         metrics: those of `hfgen evaluate`, then the training's final ones; the former win where both have a name.
         log_history: transformers' list of logged dictionaries, each with its `step`.
         figures: `{"file", "title", "caption"}` of each picture in figures/, in display order.
+        samples: rows of text that the model made, by column (samples.json).
         error: the line that the run failed with, or `None`.
     """
 
@@ -71,6 +72,7 @@ class Run:
     metrics: dict[str, float] = field(default_factory=dict)
     log_history: list[dict[str, Any]] = field(default_factory=list)
     figures: list[dict[str, str]] = field(default_factory=list)
+    samples: list[dict[str, str]] = field(default_factory=list)
     error: str | None = None
 
     @property
@@ -115,4 +117,5 @@ def read_run(run_dir: Path) -> Run:
         metrics={**(evaluated := read_json(run_dir / "evaluation.json", {})), **facts.get("metrics", {}), **evaluated},
         log_history=read_json(run_dir / "trainer_state.json", {}).get("log_history", []),
         figures=read_json(run_dir / "figures" / "figures.json", []),
+        samples=read_json(run_dir / "samples.json", []),
     )

@@ -28,16 +28,25 @@ def mix(*numbers: int) -> int:
     return state >> 1
 
 
+def seed_globals(value: int, device: torch.device | None = None) -> None:
+    """Seeds the global generators of torch (of `device` too, where it is none of the CPU), NumPy and Python.
+
+    Args:
+        value: an integer of at most 63 bits, from [`mix`].
+        device: the device that the step computes on.
+    """
+    # torch.manual_seed formats a stack trace on machines without CUDA, 58 us of the 60 that this function took.
+    torch.default_generator.manual_seed(value)
+    if device is not None and device.type != "cpu":
+        torch.get_device_module(device).manual_seed(value)
+    np.random.seed(value & 0xFFFFFFFF)
+    random.seed(value)
+
+
 def seed_step(generator: torch.Generator, seed: int, step: int, rank: int) -> None:
     """Seeds the step's own generator, and the global ones (dropout, users' own code), for one optimizer step."""
     generator.manual_seed(mix(seed, step, rank, 0))
-    value = mix(seed, step, rank, 1)
-    # torch.manual_seed formats a stack trace on machines without CUDA, 58 us of the 60 that this function took.
-    torch.default_generator.manual_seed(value)
-    if generator.device.type != "cpu":
-        torch.get_device_module(generator.device).manual_seed(value)
-    np.random.seed(value & 0xFFFFFFFF)
-    random.seed(value)
+    seed_globals(mix(seed, step, rank, 1), generator.device)
 
 
 def evaluation_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

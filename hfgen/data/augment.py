@@ -67,7 +67,7 @@ class ImageTransform:
             horizontal = coin(images, generator) if options.random_flip else None
             vertical = coin(images, generator) if options.random_vertical_flip else None
             images = flip(images, horizontal, vertical)
-        images = images.float().mul_(1 / 255) if images.dtype == torch.uint8 else images.float()
+        images = torch.mul(images, 1 / 255) if images.dtype == torch.uint8 else images.float()
         if geometric and generator is not None:
             angle = uniform(images, options.random_rotation, generator)
             shift_y = uniform(images, options.random_translation * images.shape[2], generator)

@@ -85,7 +85,7 @@ def held_out(count: int, fraction: float, name: str) -> tuple[np.ndarray, np.nda
     validation = max(1, round(count * fraction))
     if validation >= count:
         raise BadInput(
-            f"split '{name}' has {count} images: none is left to train on after --validation_fraction {fraction}"
+            f"split '{name}' has {count} samples: none is left to train on after --validation_fraction {fraction}"
         )
     order = np.random.RandomState(0).permutation(count)
     return np.sort(order[validation:]), np.sort(order[:validation])

@@ -56,9 +56,9 @@ class ImageDataset(torch.utils.data.Dataset):
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> dict[str, torch.Tensor]:
         """A batch: `pixel_values` uint8 (B, C, H, W) and, if there are labels, `labels` int64 (B,)."""
         chosen = np.asarray(indices, np.int64)
-        # NumPy gathers 128 x 3 x 64 x 64 in 0.1 ms. torch's index_select takes 0.06 ms with two cores to itself, and
-        # milliseconds when another process has one of them.
-        batch = {"pixel_values": torch.from_numpy(np.asarray(self.images[chosen]))}
+        # NumPy gathers 128 x 3 x 64 x 64 in 0.1 ms (`take` in two thirds of an index's time). torch's index_select
+        # takes 0.06 ms with two cores to itself, and milliseconds when another process has one of them.
+        batch = {"pixel_values": torch.from_numpy(np.asarray(self.images).take(chosen, axis=0))}
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(self.labels[chosen])
         return batch

@@ -22,6 +22,8 @@ from .arguments import ImageDataArguments
 
 # Builder of the datasets library for a single file or for the files of a glob.
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
+# The datasets library unpacks these.
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 # The words by which the datasets library, too, tells splits apart in file names.
 SPLIT_WORDS = {"validation": "validation|valid|dev|val|eval", "test": "test|testing", "train": "train|training"}
@@ -55,36 +57,73 @@ def find_source(args: ImageDataArguments, streaming: bool) -> Source:
     name = os.path.expanduser(args.dataset_name)
     if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
         return saved_to_disk(name)
-    options = {"name": args.dataset_config_name, "cache_dir": args.cache_dir and os.path.expanduser(args.cache_dir)}
+    return find_files_or_hub(name, args.dataset_config_name, args.cache_dir, BUILDERS, streaming=streaming)
+
+
+def find_files_or_hub(
+    name: str,
+    config_name: str | None,
+    cache_dir: str | None,
+    builders: dict[str, str],
+    builder_options: dict[str, dict[str, Any]] | None = None,
+    streaming: bool = False,
+) -> Source:
+    """Opens a folder, a file, a glob or a Hub id with the datasets library.
+
+    Args:
+        name: what is opened, `~` expanded.
+        config_name: the dataset's configuration.
+        cache_dir: folder for prepared tables.
+        builders: the builder by a file's ending, such as `{".parquet": "parquet"}`.
+        builder_options: further options by builder or ending.
+        streaming: open without preparing tables.
+
+    Raises:
+        BadInput: nothing is there, or the datasets library can't read it.
+    """
+    options = {"name": config_name, "cache_dir": cache_dir and os.path.expanduser(cache_dir)}
     if os.path.isdir(name):
         options["path"] = os.path.abspath(name)
     elif os.path.isfile(name) or glob.has_magic(name):
-        options |= files_of(name)
+        options |= files_of(name, builders, builder_options or {})
     elif re.fullmatch(r"(hf://datasets/)?[\w.-]+(/[\w.-]+)?", name) and not name.startswith("."):
         options["path"] = name
     else:
-        raise BadInput(f"dataset {args.dataset_name}: there is no such file or folder (looked in {os.getcwd()})")
-    return with_datasets_library(args.dataset_name, options, streaming)
+        raise BadInput(f"dataset {name}: there is no such file or folder (looked in {os.getcwd()})")
+    return with_datasets_library(name, options, streaming)
 
 
-def files_of(pattern: str) -> dict[str, Any]:
+def files_of(
+    pattern: str, builders: dict[str, str], builder_options: dict[str, dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """Arguments of `load_dataset` for a file or a glob; files go to the splits that their names tell."""
     one_file = [pattern] if os.path.isfile(pattern) else []
     files = sorted(os.path.abspath(file) for file in one_file or glob.glob(pattern, recursive=True))
     if not files:
         raise BadInput(f"dataset {pattern}: no file matches")
-    kinds = {Path(file).suffix.lower() for file in files}
-    if len(kinds) > 1 or not kinds <= BUILDERS.keys():
+    endings = {file_ending(file) for file in files}
+    if len(endings) > 1 or not endings <= builders.keys():
         raise BadInput(
-            f"dataset {pattern}: files of images are read from {', '.join(BUILDERS)}, all of one kind, not from "
-            f"{', '.join(sorted(kinds))}; for a folder of images name the folder"
+            f"dataset {pattern}: files are read from {', '.join(builders)}, all of one kind, not from "
+            f"{', '.join(sorted(endings))}"
+            + ("" if ".txt" in builders else "; for a folder of images name the folder")
         )
     splits: dict[str, list[str]] = {}
     for file in files:
         words = re.split(r"[^a-z]+", Path(file).stem.lower())
         split = next((s for s, known in SPLIT_WORDS.items() if set(words) & set(known.split("|"))), "train")
         splits.setdefault(split, []).append(file)
-    return {"path": BUILDERS[kinds.pop()], "data_files": splits if len(splits) > 1 else {"train": files}}
+    ending = endings.pop()
+    chosen = {"path": builders[ending], "data_files": splits if len(splits) > 1 else {"train": files}}
+    return chosen | (builder_options or {}).get(ending, {}) | (builder_options or {}).get(builders[ending], {})
+
+
+def file_ending(path: str | Path) -> str:
+    """The ending that tells what is in a file, in lower case: `.jsonl` of `pairs.jsonl.gz`."""
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+    while suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
 
 
 def with_datasets_library(name: str, options: dict[str, Any], streaming: bool) -> Source:

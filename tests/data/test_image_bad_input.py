@@ -181,7 +181,7 @@ def test_empty_split(tmp_path, streaming):
 def test_too_few_images_to_hold_any_out(tmp_path):
     (tmp_path / "one").mkdir()
     PIL.Image.fromarray(pixels(0)).save(tmp_path / "one" / "a.png")
-    assert "has 1 images: none is left to train on" in complaint(tmp_path / "one")
+    assert "has 1 samples: none is left to train on" in complaint(tmp_path / "one")
 
 
 def test_missing_labels(tmp_path):

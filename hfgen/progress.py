@@ -1,0 +1,29 @@
+"""Lines and progress bars that do not get into each other's way."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm.auto import tqdm
+from transformers.trainer_callback import CallbackHandler
+
+
+def say(accelerator, line: str) -> None:
+    """One line on the screen, from rank 0, without breaking the progress bar."""
+    if accelerator.is_main_process:
+        tqdm.write(line, file=sys.stderr)
+
+
+@contextmanager
+def closing_bars(handler: CallbackHandler) -> Iterator[None]:
+    """After an error its line is the last thing on the screen, not a progress bar redrawn at exit."""
+    try:
+        yield
+    except BaseException:
+        for callback in handler.callbacks:
+            for bar in (getattr(callback, name, None) for name in ("prediction_bar", "training_bar")):
+                if bar is not None:
+                    bar.close()
+        raise
