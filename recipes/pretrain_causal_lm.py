@@ -17,26 +17,25 @@ from hfgen import text
 from hfgen.config import parse_arguments
 from hfgen.data.stdlib import topics
 from hfgen.errors import guarded, leave
-from hfgen.text.causal import CausalLMArguments, causal_blocks, causal_trainer, evaluate_causal
+from hfgen.text.causal import CausalLMArguments, causal_trainer, evaluate_causal, load_causal_data
 
-GROUPS = (
-    text.ModelArguments,
-    text.TransferArguments,
-    text.TextDataArguments,
-    CausalLMArguments,
-    text.TextTrainingArguments,
-)
+GROUPS = (*text.ARGUMENTS, CausalLMArguments, text.TextTrainingArguments)
 
 
 def main(argv: list[str] | None = None) -> None:
     *arguments, config = parse_arguments(GROUPS, argv, "pretrain_causal_lm")
     model_args, transfer, data_args, lm_args, args = arguments
     text.begin_run(args)
-    texts = text.load_text(data_args, [lm_args.text_column], topics)
-    tokenizer = text.make_tokenizer(model_args, "causal", texts["train"], (lm_args.text_column,), data_args.cache_dir)
-    settings = {"max_position_embeddings": lm_args.block_size}
-    model = text.build_model(model_args, AutoModelForCausalLM, tokenizer, "llama", transfer, **settings)
-    blocks = causal_blocks(texts, tokenizer, lm_args, data_args, model)
+
+    def make_tokenizer(train):
+        return text.make_tokenizer(model_args, "causal", train, (lm_args.text_column,), data_args.cache_dir)
+
+    def make_model(tokenizer):
+        settings = {"max_position_embeddings": lm_args.block_size}
+        return text.build_model(model_args, AutoModelForCausalLM, tokenizer, "llama", transfer, **settings)
+
+    loaded = load_causal_data(data_args, lm_args, topics, make_tokenizer, make_model, args.seed)
+    texts, tokenizer, model, blocks = loaded
     model = text.with_adapters(model, transfer, "CAUSAL_LM")
     trainer = causal_trainer(model, tokenizer, args, blocks, **text.trainer_options(model, args, transfer))
     text.train_text(trainer, transfer)
@@ -70,9 +69,8 @@ def generate(run_dir: Path, *, seed: int = 0, output: Path, prompt: str = "", nu
 def evaluate(run_dir: Path, *, batch_size: int = 32) -> dict:
     """Loss, perplexity and bits per character on the test split, or else the validation split."""
     lm_args, data_args = (text.saved_arguments(run_dir, kind) for kind in (CausalLMArguments, text.TextDataArguments))
-    texts = text.load_text(data_args, [lm_args.text_column], topics)
     model, tokenizer = text.load_published(run_dir, AutoModelForCausalLM)
-    blocks = causal_blocks(texts, tokenizer, lm_args, data_args, model)
+    texts, _, _, blocks = load_causal_data(data_args, lm_args, topics, lambda _: tokenizer, lambda _: model, 0)
     return evaluate_causal(model, blocks[texts.held_out], batch_size) | {"split": texts.held_out}
 
 

@@ -140,6 +140,8 @@ def with_datasets_library(name: str, options: dict[str, Any], streaming: bool) -
             splits = {split: rows_of(builder, split) for split in builder.info.splits}
     except datasets.exceptions.DatasetGenerationError as error:
         raise BadInput(f"dataset {name} can't be read: {first_line(error.__cause__ or error)}") from error
+    except StopIteration as error:  # of the datasets library, in a JSON file without a line
+        raise BadInput(f"dataset {name} is empty") from error
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         problem = f"is no file or folder in {os.getcwd()}, nor to be had from the Hub" if on_hub else "can't be read"
         raise BadInput(f"dataset {name} {problem}: {first_line(error)}") from error

@@ -89,13 +89,20 @@ class TextDataArguments:
         default=None, metadata={"help": "Train on a fixed random subset of this many rows."}
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Keep this many rows of the validation and of the test split."}
+        default=None, metadata={"help": "Keep this many rows of the validation and test splits (streaming: 200)."}
     )
     skip_bad_rows: bool = field(
         default=False, metadata={"help": "Count rows that can't be used and go on instead of stopping at the first."}
     )
     sample_by: Literal["document", "paragraph", "line"] = field(
         default="document", metadata={"help": "What a row of a txt file is."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the training text anew in every pass instead of preparing it (causal pretraining)."},
+    )
+    shuffle_buffer_size: int = field(
+        default=1000, metadata={"help": "Streaming: rows held in memory to draw the next one from."}
     )
     cache_dir: str | None = field(
         default=None, metadata={"help": "Folder for prepared data; the datasets library's own by default."}
@@ -106,7 +113,7 @@ class TextDataArguments:
             self.dataset_name = [self.dataset_name]
         if not 0 <= self.validation_fraction < 1:
             raise BadInput(f"--validation_fraction {self.validation_fraction}: must be at least 0 and below 1")
-        for name in ("max_train_samples", "max_eval_samples"):
+        for name in ("max_train_samples", "max_eval_samples", "shuffle_buffer_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput(f"--{name} {value}: must be at least 1")
@@ -146,7 +153,7 @@ class TextSplits:
 
 def load_text(
     args: TextDataArguments,
-    columns: Sequence[str],
+    columns: Sequence[str] | Callable[[list[str]], Sequence[str]],
     embedded: Callable[[], dict[str, dict[str, list]]],
     check: Callable[[Dataset], np.ndarray] | None = None,
 ) -> TextSplits:
@@ -154,15 +161,19 @@ def load_text(
 
     Args:
         args: see [`TextDataArguments`].
-        columns: what each row must have; other columns are left out. Empty: all are kept, none is checked.
+        columns: what each row must have; other columns are left out. Empty: all are kept, none is checked. Or a
+            function that chooses them from those that the training split has.
         embedded: the columns of each split of `stdlib` (see [`hfgen.data.stdlib`]).
-        check: a split -> bool (N,), True for rows that can be used, beyond not being empty.
+        check: a split -> bool (N,), True for rows that can be used, beyond not being empty. It may have a method
+            `why(split, row)` that says what is wrong with one.
 
     Raises:
         BadInput: whatever is wrong with the dataset or with what was asked of it, in one line.
     """
     if not speaks():
         datasets.disable_progress_bars()
+    if args.streaming:
+        raise BadInput("--streaming true is for pretrain_causal_lm; here the data is prepared once: leave it out")
     loaded = [_load_one(name, args, columns, embedded, check) for name in args.dataset_name]
     if len(loaded) == 1:
         return loaded[0]
@@ -177,6 +188,8 @@ def _load_one(name: str, args: TextDataArguments, columns, embedded, check) -> T
         source = find_text(name, args)
     names = choose_splits(args, source)
     splits = {purpose: source.splits[split] for purpose, split in names.items()}
+    if callable(columns):
+        columns = columns(splits["train"].column_names)
     for purpose, split in splits.items():
         if len(split) == 0:
             raise BadInput(f"split '{names[purpose]}' of dataset {name} is empty")
@@ -196,7 +209,7 @@ def _load_one(name: str, args: TextDataArguments, columns, embedded, check) -> T
         if not good.all():
             if not args.skip_bad_rows:
                 first = int(np.argmin(good))
-                wrong = describe_bad_row(split, columns, first)
+                wrong = describe_bad_row(split, columns, first, getattr(check, "why", None))
                 raise BadInput(
                     f"dataset {name}, split '{names[purpose]}', row {first}: {wrong}; mend it, or leave such rows out "
                     "with --skip_bad_rows true"
@@ -218,7 +231,7 @@ def _load_one(name: str, args: TextDataArguments, columns, embedded, check) -> T
 
 
 def find_text(name: str, args: TextDataArguments) -> Source:
-    """Opens a dataset of text.
+    """Opens a dataset of text; its splits are read as streams with `args.streaming`.
 
     Raises:
         BadInput: nothing is there, or the datasets library can't read it; names the file and the line where it can.
@@ -237,6 +250,7 @@ def find_text(name: str, args: TextDataArguments) -> Source:
             args.cache_dir,
             TEXT_BUILDERS,
             {"text": {"sample_by": args.sample_by}, ".tsv": {"sep": "\t"}},
+            args.streaming,
         )
     except BadInput as error:
         if (place := _bad_text(path)) is not None:
@@ -286,12 +300,16 @@ def usable_rows(split: Dataset, columns: Sequence[str]) -> np.ndarray:
     return good
 
 
-def describe_bad_row(split: Dataset, columns: Sequence[str], row: int) -> str:
-    """What is wrong with a row that [`usable_rows`] or a recipe's check refused."""
+def describe_bad_row(
+    split: Dataset, columns: Sequence[str], row: int, why: Callable[[Dataset, int], str] | None = None
+) -> str:
+    """What is wrong with a row that [`usable_rows`] or a recipe's check refused; `why` knows the check's reason."""
     for column in columns:
         value = split[row][column]
         if value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list) and not value):
             return f"column {column} is empty"
+    if why is not None:
+        return why(split, row)
     values = {column: split[row][column] for column in columns}
     return f"it can't be used ({' '.join(str(values)[:120].split())})"
 

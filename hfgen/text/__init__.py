@@ -9,7 +9,11 @@ from .model import build_model
 from .tokenizer import make_tokenizer
 from .transfer import lora_config, with_adapters
 
+# What every text recipe takes, besides its own options and its trainer's.
+ARGUMENTS = (ModelArguments, TransferArguments, TextDataArguments)
+
 __all__ = [
+    "ARGUMENTS",
     "ModelArguments",
     "Seq2SeqArguments",
     "TextDataArguments",

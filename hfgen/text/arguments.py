@@ -176,8 +176,11 @@ class TextDefaults:
             "(TF32 or bfloat16) where the processor can."
         },
     )
-    gradient_checkpointing: bool = field(
+    activation_checkpointing: bool | None = field(
         default=False, metadata={"help": "Recompute activations in the backward pass: less memory, a third more time."}
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "transformers' older name of activation_checkpointing."}
     )
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "Trackers: none, trackio, tensorboard, wandb, mlflow."}
@@ -198,6 +201,9 @@ class TextDefaults:
     def __post_init__(self) -> None:
         self.checkpoints_kept, self.save_total_limit = self.save_total_limit, None  # ExactResume removes the old ones
         self.publish, self.push_to_hub = self.push_to_hub, False  # published once, at the end, with its card
+        if self.gradient_checkpointing:
+            self.activation_checkpointing = True
+        self.gradient_checkpointing = None
         self.use_muon = self.optim == "muon"
         if self.use_muon:
             self.optim = "adamw_torch"

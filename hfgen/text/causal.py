@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from ..data.text import TextDataArguments, TextSplits
+from ..data.text import TextDataArguments, TextSplits, load_text
 from ..errors import BadInput
 from ..precision import full_float32
+from .stream import StreamBlocks, load_stream
 from .tokens import TokenBlocks, TokenCorpus, as_batch, tokenize_corpus
 
 
@@ -48,27 +49,66 @@ def causal_blocks(
     Raises:
         BadInput: a split shorter than a block, or a block longer than the model's positions.
     """
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and args.block_size > positions:
-        raise BadInput(
-            f"--block_size {args.block_size} is more than the model's {positions} positions: lower it"
-            + (
-                ""
-                if data is None
-                else f", or pass --config_overrides '{{max_position_embeddings: {args.block_size}}}'"
-            )
-        )
+    check_positions(args, model)
     isolate = args.packing == "isolated" and takes_positions(model)
     blocks = {}
     for split, dataset in texts.splits.items():
         if args.text_column != "text":
             dataset = dataset.rename_column(args.text_column, "text")
         corpus = tokenize_corpus(dataset, tokenizer, cache_dir=data.cache_dir, name=texts.name)
-        if split == "train" or len(corpus.tokens) >= args.block_size:
-            blocks[split] = TokenBlocks(corpus, args.block_size, isolate, split=split)
-        else:  # a short held-out text is one shorter block
-            blocks[split] = TokenBlocks(corpus, len(corpus.tokens), isolate, split=split)
+        # A short held-out text is one shorter block.
+        size = args.block_size if split == "train" else min(args.block_size, len(corpus.tokens))
+        blocks[split] = TokenBlocks(corpus, size, isolate, split=split)
     return blocks
+
+
+def check_positions(args: CausalLMArguments, model) -> None:
+    """Refuses blocks longer than the model's positions."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and args.block_size > positions:
+        raise BadInput(f"--block_size {args.block_size} is more than the model's {positions} positions: lower it")
+
+
+def load_causal_data(
+    data: TextDataArguments, args: CausalLMArguments, embedded, make_tokenizer, make_model, seed: int
+) -> tuple[TextSplits, PreTrainedTokenizerBase, Any, dict[str, Any]]:
+    """Text, tokenizer, model and blocks, prepared or streamed.
+
+    Args:
+        data, args: the recipe's options.
+        embedded: the columns of `stdlib`.
+        make_tokenizer: training split -> tokenizer.
+        make_model: tokenizer -> model.
+        seed: of a stream's order.
+
+    Returns:
+        the splits, the tokenizer, the model, and blocks by split.
+
+    Raises:
+        BadInput: whatever is wrong with the data or with what was asked of it.
+    """
+    if not data.streaming:
+        texts = load_text(data, [args.text_column], embedded)
+        tokenizer = make_tokenizer(texts["train"])
+        model = make_model(tokenizer)
+        return texts, tokenizer, model, causal_blocks(texts, tokenizer, args, data, model)
+    streams, texts = load_stream(data, args.text_column)
+    tokenizer = make_tokenizer(None)
+    model = make_model(tokenizer)
+    blocks: dict[str, Any] = causal_blocks(texts, tokenizer, args, data, model)
+    blocks["train"] = StreamBlocks(
+        streams,
+        args.text_column,
+        tokenizer,
+        args.block_size,
+        seed=seed,
+        shuffle_buffer_size=data.shuffle_buffer_size,
+        weights=data.dataset_weights,
+        stopping_strategy=data.stopping_strategy,
+        isolate=args.packing == "isolated" and takes_positions(model),
+        name=texts.name,
+    )
+    return texts, tokenizer, model, blocks
 
 
 def takes_positions(model) -> bool:
@@ -88,6 +128,8 @@ def causal_trainer(model, tokenizer, args, blocks: dict[str, TokenBlocks], **opt
     """
     args.remove_unused_columns = False  # batches come ready
     args.prediction_loss_only = True
+    if isinstance(blocks["train"], StreamBlocks) and args.max_steps <= 0:
+        raise BadInput("a streamed dataset has no known length: set --max_steps")
     validation = blocks.get("validation")
     if validation is None and args.eval_strategy != "no":
         raise BadInput("there is no validation split to evaluate on: set --validation_fraction, or --eval_strategy no")

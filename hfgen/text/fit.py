@@ -184,5 +184,7 @@ def load_folder(folder: str | Path, auto_class) -> tuple[Any, PreTrainedTokenize
 
 def describe(texts: TextSplits) -> dict[str, Any]:
     """What run.json says of the training data."""
+    if "train" not in texts:  # a stream
+        return {"name": texts.name}
     train = texts["train"]
     return {"name": texts.name, "fingerprint": train._fingerprint, "samples": len(train), "skipped": texts.skipped}

@@ -102,6 +102,17 @@ def build_model(
     return model
 
 
+def usable_positions(model: PreTrainedModel) -> int | None:
+    """The longest sequence that a model takes, in tokens; None where nothing limits it.
+
+    RoBERTa's table of positions begins after its padding's index.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return getattr(model.config, "max_position_embeddings", None)
+
+
 def settings_of(settings: dict[str, Any], known: set[str]) -> dict[str, Any]:
     """Of a recipe's settings those that a pretrained model takes: not its sizes, which are fixed."""
     return {name: value for name, value in settings.items() if name in known and name in ("num_labels",)}

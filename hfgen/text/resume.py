@@ -39,7 +39,8 @@ class EpochDataset(torch.utils.data.Dataset):
     [`ExactResume`].
 
     Args:
-        dataset: what is reordered; one with `__getitems__` may hand over a ready batch.
+        dataset: what is reordered; one with `__getitems__` may hand over a ready batch, one with `epoch_order(draw)`
+            makes the order itself, from NumPy's generator `draw` alone (rows of like length together, say).
         seed: of the run.
     """
 
@@ -52,7 +53,9 @@ class EpochDataset(torch.utils.data.Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Called by Accelerate's loader before each epoch."""
         self.epoch = epoch
-        self.order = np.random.default_rng([self.seed, epoch, _ORDER]).permutation(len(self.dataset))
+        draw = np.random.default_rng([self.seed, epoch, _ORDER])
+        own = getattr(self.dataset, "epoch_order", None)
+        self.order = draw.permutation(len(self.dataset)) if own is None else own(draw)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -55,14 +55,18 @@ SPECIALS: dict[str, Specials] = {
 
 
 def make_tokenizer(
-    args: ModelArguments, kind: str, train: Dataset, columns: tuple[str, ...] = ("text",), cache_dir: str | None = None
+    args: ModelArguments,
+    kind: str,
+    train: Dataset | None,
+    columns: tuple[str, ...] = ("text",),
+    cache_dir: str | None = None,
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that `args` names, the pretrained model's, or a new one.
 
     Args:
         args: see [`ModelArguments`].
         kind: a key of `SPECIALS`.
-        train: the training split, whose `columns` of text a new tokenizer is trained on.
+        train: the training split, whose `columns` of text a new tokenizer is trained on; None for a stream.
         cache_dir: folder for prepared data.
 
     Raises:
@@ -70,6 +74,10 @@ def make_tokenizer(
     """
     name = args.tokenizer_name or args.model_name_or_path
     if name is None:
+        if train is None:
+            raise BadInput(
+                "a stream needs a given tokenizer: set --tokenizer_name, such as a run folder of this recipe"
+            )
         key = hashlib.sha256(
             repr((1, args.tokenizer_type, args.vocab_size, sorted(asdict(SPECIALS[kind]).items()), columns)).encode()
             + train._fingerprint.encode()
@@ -130,7 +138,7 @@ def train_tokenizer(texts: Iterator[str], tokenizer_type: str, vocab_size: int, 
         characters = sorted({character for text in texts for character in text})
         vocabulary = {token: i for i, token in enumerate([*names, unknown, *characters])}
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?s)."), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         tokenizer.decoder = decoders.Fuse()
         tokenizer.add_special_tokens([*names, unknown])
         roles = specials.roles | {"unk_token": unknown}

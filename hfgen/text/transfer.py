@@ -59,6 +59,9 @@ class GradualUnfreezing(TrainerCallback):
     Args:
         model: the model, before it is wrapped.
         unfreeze_at: step -> patterns of names; what any of them names is frozen until its first step.
+
+    Raises:
+        BadInput: a pattern that matches nothing, or nothing would move at first.
     """
 
     def __init__(self, model: nn.Module, unfreeze_at: dict[int, list[str]]):
@@ -68,6 +71,9 @@ class GradualUnfreezing(TrainerCallback):
                 self.opens.setdefault(name, step)
         named = dict(model.named_parameters())
         self.parameters = {name: named[name] for name in self.opens if named[name].requires_grad}
+        first = min(self.opens.values())
+        if first > 0 and not any(p.requires_grad for name, p in named.items() if name not in self.opens):
+            raise BadInput(f"--unfreeze_at names every parameter: nothing would move before step {first}")
         self.several = False
         self._closed: list[nn.Parameter] = []
 
