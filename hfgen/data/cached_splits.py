@@ -34,12 +34,13 @@ def choose_splits(args: ImageDataArguments, source: Source) -> dict[str, str]:
     return chosen
 
 
-def load_cached(args: ImageDataArguments, source: Source) -> dict[str, ImageDataset]:
-    """The non-streaming half of [`load_images`]."""
+def choose_rows(args: ImageDataArguments, source: Source) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """By what they are for (train, validation, test): names of the dataset's own splits, and rows of them, increasing.
+
+    Raises:
+        BadInput: there is no such split, or it is empty.
+    """
     names = choose_splits(args, source)
-    features = source.splits[names["train"]].features
-    images = image_column(features, args.image_column, source.name)
-    labels = label_column(features, args.label_column, source.name)
     rows = {purpose: np.arange(len(source.splits[name])) for purpose, name in names.items()}
     for purpose, name in names.items():
         if len(rows[purpose]) == 0:
@@ -49,7 +50,15 @@ def load_cached(args: ImageDataArguments, source: Source) -> dict[str, ImageData
         rows["train"], rows["validation"] = held_out(len(rows["train"]), args.validation_fraction, names["train"])
     for purpose in names:
         rows[purpose] = subset(rows[purpose], args.max_train_samples if purpose == "train" else args.max_eval_samples)
+    return names, rows
 
+
+def load_cached(args: ImageDataArguments, source: Source) -> dict[str, ImageDataset]:
+    """The non-streaming half of [`load_images`]."""
+    features = source.splits[choose_splits(args, source)["train"]].features
+    images = image_column(features, args.image_column, source.name)
+    labels = label_column(features, args.label_column, source.name)
+    names, rows = choose_rows(args, source)
     label_values, label_names = read_labels(source, names, rows, labels)
     root = Path(args.cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser() / "hfgen"
     pixels = PixelFormat(args.image_size, args.channels, args.resize_mode)
@@ -59,9 +68,10 @@ def load_cached(args: ImageDataArguments, source: Source) -> dict[str, ImageData
         split = Split(dataset, images, rows[purpose], name, purpose, source.fingerprints[name])
         found = cached_pixels(split, pixels, root, args.skip_unreadable)
         pixels = pixels.completed_by(found.images.shape[1], *found.images.shape[2:])  # the others must be as train
+        readable = ~np.isin(rows[purpose], [row for row, _, _ in found.skipped])
         values = label_values.get(purpose)
         if values is not None:
-            values = values[~np.isin(rows[purpose], [row for row, _, _ in found.skipped])]
+            values = values[readable]
         loaded[purpose] = ImageDataset(
             found.images,
             values,
@@ -69,6 +79,7 @@ def load_cached(args: ImageDataArguments, source: Source) -> dict[str, ImageData
             name=source.name,
             fingerprint=combined(found.digest.encode(), values),
             skipped=len(found.skipped),
+            rows=rows[purpose][readable],
         )
     return {purpose: loaded[purpose] for purpose in ("train", "validation", "test") if purpose in loaded}
 

