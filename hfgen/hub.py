@@ -164,7 +164,7 @@ def _name_in_card(card: Path, repo_id: str) -> None:
     """Makes the card's line that loads the model name the repository."""
     if card.is_file():
         text = card.read_text(encoding="utf-8")
-        named = re.sub(r"\.from_pretrained\('[^']*'\)", lambda _: f".from_pretrained({repo_id!r})", text)
+        named = re.sub(r"\.from_pretrained\('[^']*'", lambda _: f".from_pretrained({repo_id!r}", text)
         if named != text:
             card.write_text(named, encoding="utf-8")
 

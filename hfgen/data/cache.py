@@ -292,6 +292,7 @@ def decoded_blocks(split: Split, pixels: PixelFormat, skip_unreadable: bool) -> 
         collate_fn=as_it_is,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
+        generator=torch.Generator(),  # not the global one: initial weights must not depend on what was cached before
     )
     with tqdm(total=len(split.rows), desc=f"Decoding {split.purpose}", unit="img", disable=not speaks()) as bar:
         for block in loader:

@@ -11,8 +11,10 @@ import importlib
 import inspect
 import random
 import re
+import sys
 import unicodedata
 import warnings
+import zlib
 from functools import cache
 
 Columns = dict[str, list]
@@ -32,12 +34,21 @@ weakref xml.dom.minidom xml.etree.ElementTree xmlrpc.client zipapp zipfile zipim
 """.split()
 
 
-def split_rows(rows: list[dict], validation: float = 0.1, test: float = 0.1) -> dict[str, Columns]:
-    """Deals rows out to train, validation and test; a function of their number alone."""
-    order = list(range(len(rows)))
-    random.Random(0).shuffle(order)
-    ends = [round(len(rows) * test), round(len(rows) * (test + validation)), len(rows)]
-    dealt = {"test": order[: ends[0]], "validation": order[ends[0] : ends[1]], "train": order[ends[1] :]}
+def split_rows(
+    rows: list[dict], validation: float = 0.1, test: float = 0.1, key: str | None = None
+) -> dict[str, Columns]:
+    """Deals rows out to train, validation and test: by their number alone, or each by its text in the column `key`, so
+    that a row which comes or goes moves no other."""
+    if key is None:
+        order = list(range(len(rows)))
+        random.Random(0).shuffle(order)
+        ends = [round(len(rows) * test), round(len(rows) * (test + validation)), len(rows)]
+        dealt = {"test": order[: ends[0]], "validation": order[ends[0] : ends[1]], "train": order[ends[1] :]}
+    else:
+        dealt = {"test": [], "validation": [], "train": []}
+        for i, row in enumerate(rows):
+            draw = zlib.crc32(row[key].encode()) / 2**32
+            dealt["test" if draw < test else "validation" if draw < test + validation else "train"].append(i)
     return {
         split: {column: [rows[i][column] for i in sorted(dealt[split])] for column in rows[0]}
         for split in ("train", "validation", "test")
@@ -79,17 +90,21 @@ def _members(module, module_name: str):
             continue
         if getattr(member, "__module__", None) not in (module_name, None, "builtins") and module_name != "os.path":
             continue
+        if module_name == "sys" and name.endswith("hook"):  # command lines put their own there
+            continue
         yield f"{module_name}.{name}", member
         if inspect.isclass(member):
             for inner, method in sorted(vars(member).items()):
-                if not inner.startswith("_") and callable(method):
+                # Libraries add methods of their own: transformers does to logging.Logger.
+                home = (getattr(method, "__module__", None) or module_name).partition(".")[0]
+                if not inner.startswith("_") and callable(method) and home in sys.stdlib_module_names:
                     yield f"{module_name}.{name}.{inner}", method
 
 
 def questions() -> dict[str, Columns]:
     """`prompt` and `completion`: what does a function do, answered by its docstring."""
     rows = [{"prompt": f"What does {name} do?", "completion": text} for name, text in docstrings()]
-    return split_rows(rows)
+    return split_rows(rows, key="prompt")
 
 
 def preferences() -> dict[str, Columns]:
@@ -107,18 +122,25 @@ def preferences() -> dict[str, Columns]:
         while shuffled == words:
             dice.shuffle(shuffled)
         rows.append({"prompt": f"What does {name} do?", "chosen": text, "rejected": " ".join(shuffled)})
-    return split_rows(rows)
+    return split_rows(rows, key="prompt")
 
 
 def unicode_names() -> dict[str, Columns]:
-    """`source` and `target`: composed characters taken apart, and their English names (Unicode's own, lower case).
+    """`source` and `target`: characters taken apart, and their names (Unicode's own, lower case), 5,700 pairs.
 
-    Some 1,300 letters with accents and 11,172 Korean syllables: `e` and an acute -> "latin small letter e with acute".
+    A character is taken apart as Unicode does it: canonically (an `e` and an acute: "latin small letter e with acute")
+    or with a tag that says what is lost (`<circle> 7`: "circled digit seven"). Some 2,700 letters and signs of all
+    scripts, and 3,000 of the 11,172 Korean syllables, whose names are spelled from their parts. Left out is what no
+    name can be told from: ideographs, and the styles of mathematical letters.
     """
-    rows = []
+    rows, syllables = [], []
     for code in range(0x110000):
-        character = chr(code)
-        apart = unicodedata.normalize("NFD", character)
-        if len(apart) > 1 and (name := unicodedata.name(character, "")):
-            rows.append({"source": apart, "target": name.lower()})
-    return split_rows(rows)
+        name = unicodedata.name(chr(code), "").lower()
+        apart = unicodedata.normalize("NFD", chr(code))
+        tag, *parts = unicodedata.decomposition(chr(code)).split() or [""]
+        if len(apart) == 1 and tag.startswith("<") and tag not in ("<font>", "<compat>", "<noBreak>"):
+            apart = f"{tag} {''.join(chr(int(part, 16)) for part in parts)}"
+        if len(apart) > 1 and name and not any(unicodedata.name(c, "").startswith(("CJK", "KANGXI")) for c in apart):
+            kind = syllables if name.startswith("hangul syllable") else rows
+            kind.append({"source": apart, "target": name})
+    return split_rows(rows + random.Random(0).sample(syllables, 3000))

@@ -37,7 +37,13 @@ def trainer_options(model, args, transfer: TransferArguments) -> dict[str, Any]:
 
     Returns:
         dict: `callbacks` and, where it is not transformers' own, `optimizers`.
+
+    Raises:
+        BadInput: adapters on a model from scratch, which nothing could load again; and as [`freeze`] and
+            [`GradualUnfreezing`].
     """
+    if transfer.lora_r and not model.config.name_or_path:
+        raise BadInput("--lora_r adapts a pretrained model, this one is new: set --model_name_or_path, or --lora_r 0")
     freeze(model, transfer)
     callbacks: list[TrainerCallback] = []
     if transfer.unfreeze_at:
@@ -130,6 +136,7 @@ def finish_text_run(
     auto_class: str,
     pipeline_tag: str,
     samples: list[dict[str, str]] | None = None,
+    load_options: str = "",
 ) -> None:
     """Writes the run's record and card, and publishes it on the Hub where that was asked for.
 
@@ -139,10 +146,12 @@ def finish_text_run(
         auto_class: transformers' class whose `from_pretrained` loads the folder.
         pipeline_tag: the Hub's name of the task.
         samples: rows of what the model makes, by column, for the gallery.
+        load_options: further arguments of `from_pretrained`, as the card shows them.
     """
+    options = f", {load_options}" if load_options else ""
     usage = (
         f"from transformers import AutoTokenizer, {auto_class}\n\n"
-        f"model = {auto_class}.from_pretrained({{name!r}})\n"
+        f"model = {auto_class}.from_pretrained({{name!r}}{options})\n"
         "tokenizer = AutoTokenizer.from_pretrained({name!r})"
     )
     finish_run(
@@ -159,24 +168,31 @@ def finish_text_run(
     )
 
 
-def load_published(run_dir: Path, auto_class) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_published(run_dir: Path, auto_class, **options: Any) -> tuple[Any, PreTrainedTokenizerBase]:
     """As [`load_folder`], of a finished run.
 
     Raises:
         BadInput: the folder is no finished run, or its model can't be loaded.
     """
-    return load_folder(check_run_dir(run_dir), auto_class)
+    return load_folder(check_run_dir(run_dir), auto_class, **options)
 
 
-def load_folder(folder: str | Path, auto_class) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_folder(folder: str | Path, auto_class, **options: Any) -> tuple[Any, PreTrainedTokenizerBase]:
     """Model (in evaluation mode) and tokenizer from a folder; adapters come with the model that they adapt.
+
+    Args:
+        folder: of a run, or of a model.
+        auto_class: such as `AutoModelForCausalLM`.
+        options: further ones of `from_pretrained`: adapters know nothing of the head that was built for them.
 
     Raises:
         BadInput: it can't be loaded.
     """
     transformers.utils.logging.disable_progress_bar()
     try:
-        model = auto_class.from_pretrained(folder)
+        with warnings.catch_warnings():  # as in `with_adapters`
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+            model = auto_class.from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(f"{folder} can't be loaded: {' '.join(str(error).split())[:300]}") from error
     return model.eval(), load_tokenizer(str(folder))

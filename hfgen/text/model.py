@@ -32,7 +32,7 @@ def build_config(
     except ValueError:
         hint = nearest(model_type, _architectures())
         raise BadInput(f"--model_type {model_type} is no architecture of transformers{hint}") from None
-    known = {*plain.to_dict(), *getattr(plain, "attribute_map", {})}
+    known = {*plain.to_dict(), *getattr(plain, "attribute_map", {}), "num_labels"}
     for name in args.config_overrides:
         if name not in known:
             raise BadInput(f"--config_overrides: {model_type} has no option {name}{nearest(name, sorted(known))}")
@@ -87,7 +87,7 @@ def build_model(
     name = args.model_name_or_path
     try:
         config = AutoConfig.from_pretrained(name, revision=args.model_revision)
-        known = {*config.to_dict(), *getattr(config, "attribute_map", {})}
+        known = {*config.to_dict(), *getattr(config, "attribute_map", {}), "num_labels"}
         for option in args.config_overrides:
             if option not in known:
                 raise BadInput(f"--config_overrides: {name} has no option {option}{nearest(option, sorted(known))}")

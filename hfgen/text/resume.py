@@ -12,6 +12,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def train_exactly(trainer: Trainer, resume_from_checkpoint: str | None, save_tot
     elif str(resume_from_checkpoint).lower() == "true":
         say(trainer.accelerator, f"{args.output_dir} holds no checkpoint yet: starting at step 0")
     try:
-        with exact.guard.signals(), closing_bars(trainer.callback_handler):
+        with exact.guard.signals(), closing_bars(trainer.callback_handler), own_names(trainer):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except _AlreadyTrained:
         say(trainer.accelerator, f"{checkpoint} is the run's last: nothing is left to train")
@@ -217,6 +218,25 @@ def train_exactly(trainer: Trainer, resume_from_checkpoint: str | None, save_tot
             f"{trainer.state.global_step}; continue with --resume_from_checkpoint true",
         )
         raise SystemExit(128 + exact.received)
+
+
+@contextmanager
+def own_names(trainer: Trainer) -> Iterator[None]:
+    """Inside, checkpoints hold weights under the names that the model has in memory.
+
+    transformers 5 saves some architectures (ViT, say) under the names of older versions, and its Trainer reads them
+    back without renaming: a resume, and `load_best_model_at_end`, would silently keep what is in memory.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    before = getattr(model, "_weight_conversions", None)
+    model._weight_conversions = []
+    try:
+        yield
+    finally:
+        if before is None:
+            del model._weight_conversions
+        else:
+            model._weight_conversions = before
 
 
 def _remove_unfinished(output_dir: str) -> None:

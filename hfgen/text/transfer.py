@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from fnmatch import fnmatch
 
 import torch
@@ -177,7 +178,9 @@ def with_adapters(model, args: TransferArguments, task_type: str):
     if args.load_in_4bit:
         model = prepare_model_for_kbit_training(model)
     try:
-        return get_peft_model(model, lora_config(args, task_type))
+        with warnings.catch_warnings():  # peft asks the model by a name that transformers is about to drop
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+            return get_peft_model(model, lora_config(args, task_type))
     except ValueError as error:
         raise BadInput(f"--lora_target_modules: {' '.join(str(error).split())[:300]}") from error
 
