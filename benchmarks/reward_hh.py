@@ -1,4 +1,4 @@
-"""A reward model of real preferences (Anthropic's hh, harmless): pretrained backbone against scratch, on held-out pairs.
+"""A reward model of real preferences (Anthropic's hh, harmless): a pretrained backbone against scratch, held out.
 
     python benchmarks/reward_hh.py [folder with hh-harmless-test.jsonl.gz] [small]
 

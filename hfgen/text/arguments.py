@@ -136,6 +136,11 @@ class TransferArguments:
             raise BadInput(f"--lora_r {self.lora_r}: must be at least 0")
         if self.lora_r and (self.freeze or self.unfreeze_at):
             raise BadInput("--lora_r freezes the model itself: leave --freeze and --unfreeze_at out")
+        if self.lora_r and self.resize_embeddings:
+            raise BadInput(
+                "--lora_r does not train embeddings, and adapters can't carry new ones: leave one of "
+                "--lora_r and --resize_embeddings out"
+            )
         for name in ("load_in_4bit", "merge_adapter"):
             if getattr(self, name) and not self.lora_r:
                 raise BadInput(f"--{name} true is for LoRA: set --lora_r")

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
     from .captioning import CaptionBatches
 
-# Of a figure: characters a line and lines of a caption, and its colours.
-CAPTION_WIDTH, CAPTION_LINES = 28, 4
+# Of a figure: characters a line and lines of a caption; widths of a cell and its picture and the height of a line in
+# inches; colours.
+CAPTION_WIDTH, CAPTION_LINES = 30, 4
+CELL, PICTURE, LINE = 2.3, 1.9, 0.16
 GREEN, RED, GREY = "#1a7f37", "#c62828", "#57606a"
 
 
@@ -76,35 +78,37 @@ def caption_figure(
     from matplotlib.figure import Figure
 
     right = [True] * len(images) if references is None else matches(outputs, references)
-    colours = [GREY if references is None else GREEN if good else RED for good in right]
+    texts = []  # of each picture: (lines, colour) one below the other
+    for index, good in enumerate(right):
+        colour = GREY if references is None else GREEN if good else RED
+        below = [] if good else [(references[index][0], GREY)]
+        texts.append([(_wrapped(caption), colour) for caption, colour in [(outputs[index], colour), *below]])
     columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    height, width = images.shape[2:]
-    figure = Figure(figsize=(2.2 * columns, (1.8 * height / width + 0.8) * rows), dpi=120, layout="constrained")
-    for axes in figure.subplots(rows, columns, squeeze=False).flat:
-        axes.axis("off")
-    for index, (axes, image) in enumerate(zip(figure.axes, images, strict=False)):
-        axes.imshow(image.transpose(1, 2, 0) if len(image) == 3 else image[0], cmap="gray", vmin=0, vmax=255)
-        captions = [(outputs[index], colours[index])]
-        if not right[index]:
-            captions.append((references[index][0], GREY))
-        below = 4.0
-        for caption, colour in captions:
-            lines = textwrap.wrap(caption, CAPTION_WIDTH)[:CAPTION_LINES] or ["(nothing)"]
-            axes.annotate(
-                "\n".join(lines),
-                xy=(0.5, 0),
-                xycoords="axes fraction",
-                xytext=(0, -below),
-                textcoords="offset points",
-                ha="center",
-                va="top",
-                fontsize=9,
-                linespacing=1.15,
-                color=colour,
-            )
-            below += 12.0 * len(lines) + 2
+    cells = [range(begin, min(begin + columns, len(images))) for begin in range(0, len(images), columns)]
+    tall = PICTURE * images.shape[2] / images.shape[3]
+    # In inches, from the top: a row is as high as its picture and the longest of its texts.
+    heights = [tall + LINE * max(sum(len(lines) for lines, _ in texts[i]) for i in row) + 0.25 for row in cells]
+    size = (CELL * columns, sum(heights) + 0.1)
+    figure = Figure(figsize=size, dpi=120)
+    top = size[1] - 0.1
+    for row, height in zip(cells, heights, strict=True):
+        for column, index in enumerate(row):
+            left = CELL * column + (CELL - PICTURE) / 2
+            axes = figure.add_axes((left / size[0], (top - tall) / size[1], PICTURE / size[0], tall / size[1]))
+            axes.axis("off")
+            picture = images[index].transpose(1, 2, 0)
+            axes.imshow(picture.squeeze(2) if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=255)
+            middle, below = CELL * (column + 0.5), top - tall - 0.05
+            for lines, colour in texts[index]:
+                style = {"ha": "center", "va": "top", "fontsize": 9, "linespacing": 1.2, "parse_math": False}
+                figure.text(middle / size[0], below / size[1], "\n".join(lines), color=colour, **style)
+                below -= LINE * len(lines) + 0.03
+        top -= height
     return figure
+
+
+def _wrapped(caption: str) -> list[str]:
+    return textwrap.wrap(caption, CAPTION_WIDTH, max_lines=CAPTION_LINES, placeholder=" …") or ["(nothing)"]
 
 
 def save_figures(run_dir: str | Path, batches: CaptionBatches, outputs: list[str]) -> list[Path]:

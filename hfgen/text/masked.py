@@ -389,9 +389,9 @@ def fill_masks(model, tokenizer, prompt: str, top_k: int = 5) -> list[dict[str, 
     """
     mask = tokenizer.mask_token
     prompt = prompt.replace("[MASK]", mask)
-    if {"Ġ", "▁"} & tokenizer.get_vocab().keys():  # there a space belongs to the word that it stands before
-        prompt = prompt.replace(f" {mask}", mask)
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    # In these tokenizers a space belongs to the word that it stands before, so it is hidden with it.
+    space = " " if {"Ġ", "▁"} & tokenizer.get_vocab().keys() else ""
+    ids = tokenizer(prompt.replace(space + mask, mask), return_tensors="pt")["input_ids"]
     places = (ids[0] == tokenizer.mask_token_id).nonzero().squeeze(1).tolist()
     if not places:
         raise BadInput(f'--prompt {prompt!r} has no mask to fill: write "The {mask} statement", say')
@@ -403,7 +403,7 @@ def fill_masks(model, tokenizer, prompt: str, top_k: int = 5) -> list[dict[str, 
     for number, place in enumerate(places):
         words, shares = _likeliest(logits[place], tokenizer, top_k)
         before, after = mask.join(parts[: number + 1]), mask.join(parts[number + 1 :])
-        filled = before.rstrip() + words[0] + after if words[0].startswith(" ") else before + words[0] + after
+        filled = before.removesuffix(space) + words[0] + after
         rows.append({"prompt": prompt, "predictions": _listed(words, shares), "text": filled})
     return rows
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import nearest
@@ -40,7 +41,7 @@ def build_config(
     settings = {name: value for name, value in settings.items() if name in known}
     try:
         return AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **(ids | settings | args.config_overrides))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise BadInput(f"--config_overrides {args.config_overrides}: {' '.join(str(error).split())}") from error
 
 

@@ -177,6 +177,26 @@ def test_scores_by_hand():
     assert perfect == {"exact_match": 1.0, "chrf": pytest.approx(100), "bleu": pytest.approx(100)}
 
 
+def test_a_figure_shows_each_caption_as_it_is_and_a_reference_where_it_is_wrong():
+    outputs = ["$a$ cat", "a \\frac{dog", "", "x"]
+    references = [["$a$ cat"], ["a dog", "dog"], ["b"], ["x"]]
+    figure = caption_report.caption_figure(noise(4, 3).images, outputs, references, columns=3)
+    figure.canvas.draw()
+    shown = [(text.get_text(), text.get_color()) for text in figure.texts]
+    right, wrong, grey = caption_report.GREEN, caption_report.RED, caption_report.GREY
+    assert shown == [
+        ("$a$ cat", right),
+        ("a \\frac{dog", wrong),
+        ("a dog", grey),
+        ("(nothing)", wrong),
+        ("b", grey),
+        ("x", right),
+    ]
+    assert len(figure.axes) == 4
+    boxes = [text.get_window_extent() for text in figure.texts]
+    assert all(0 <= box.x0 and box.x1 <= figure.bbox.x1 and 0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
+
+
 # ---- which caption belongs to which picture
 
 

@@ -189,6 +189,7 @@ def test_streams_are_mixed_and_resume_exactly(tmp_path, monkeypatch):
     [
         (["--model_type=lama"], r"--model_type lama is no architecture of transformers \(did you mean llama\?\)"),
         (["--config_overrides={hiden_size: 8}"], r"llama has no option hiden_size \(did you mean hidden_size\?\)"),
+        (["--config_overrides={hidden_size: big}"], "--config_overrides {'hidden_size': 'big'}: .*hidden_size"),
         (["--config_overrides=nonsense"], "--config_overrides 'nonsense' is no mapping"),
         (["--model_type=t5", "--config_overrides={}"], "--model_type t5: Unrecognized configuration class"),
         (["--model_name_or_path=./nowhere"], "tokenizer ./nowhere can't be loaded"),

@@ -286,6 +286,8 @@ def test_adapters_of_a_model_from_scratch_are_refused(tmp_path, characters):
     model = text.with_adapters(tiny_model(characters), text.TransferArguments(lora_r=2), "CAUSAL_LM")
     with pytest.raises(BadInput, match="set --model_name_or_path"):
         make_trainer(tmp_path, characters, PLAIN, model)
+    with pytest.raises(BadInput, match="adapters can't carry new ones"):
+        text.TransferArguments(lora_r=2, resize_embeddings=True)
 
 
 def test_generate_and_evaluate_what_was_published(base, capsys, tmp_path):
