@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     texts = reward.load_pairs(data_args, pair_args, tokenizer)
     if tokenizer is None:
         tokenizer = reward.new_tokenizer(model_args, texts["train"], data_args.cache_dir)
-    settings = reward.config_settings(model_args, args)
+    settings = reward.config_settings(args)
     model = text.build_model(model_args, AutoModelForSequenceClassification, tokenizer, "llama", transfer, **settings)
     model = text.with_adapters(model, transfer, "SEQ_CLS")
     options = text.trainer_options(model, args, transfer)

@@ -13,6 +13,10 @@ from ..errors import BadInput
 from .arguments import ModelArguments, TransferArguments
 
 
+# Where no architecture is named: transformers' own default of a Llama has 7 billion weights.
+SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
+
+
 def build_config(
     args: ModelArguments, tokenizer: PreTrainedTokenizerBase, default: str, **settings: Any
 ) -> PreTrainedConfig:
@@ -22,7 +26,8 @@ def build_config(
         args: `model_type` and `config_overrides`.
         tokenizer: gives the vocabulary's size and the special tokens.
         default: the architecture where `args` names none.
-        settings: further options, which `config_overrides` overrides.
+        settings: further options, which `config_overrides` overrides; those that the architecture has not are left
+            out. An architecture that `args` does not name is `SMALL`.
 
     Raises:
         BadInput: unknown architecture or option, or sizes that do not fit each other.
@@ -38,6 +43,8 @@ def build_config(
         if name not in known:
             raise BadInput(f"--config_overrides: {model_type} has no option {name}{nearest(name, sorted(known))}")
     ids = {role: getattr(tokenizer, role) for role in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if args.model_type is None:
+        settings = SMALL | settings
     settings = {name: value for name, value in settings.items() if name in known}
     try:
         return AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **(ids | settings | args.config_overrides))

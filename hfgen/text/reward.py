@@ -128,16 +128,11 @@ def new_tokenizer(model_args: ModelArguments, train: Dataset, cache_dir: str | N
     return make_tokenizer(model_args, "chat", train, columns, cache_dir)
 
 
-def config_settings(model_args: ModelArguments, args: RewardArguments) -> dict[str, Any]:
-    """Options of a config: one score, and from scratch as many positions as a sequence has tokens, at most.
-
-    Where no architecture is named it is a small one: transformers' own default of a Llama has 7 billion weights.
-    """
+def config_settings(args: RewardArguments) -> dict[str, Any]:
+    """Options of a config: one score, and from scratch as many positions as a sequence has tokens, at most."""
     settings: dict[str, Any] = {"num_labels": 1}
     if args.max_length is not None:
         settings["max_position_embeddings"] = args.max_length
-    if model_args.model_type is None:
-        settings |= {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
     return settings
 
 

@@ -209,3 +209,8 @@ def test_bad_options_are_one_line(tmp_path, capsys, flags, line):
     assert last.startswith("hfgen: error: ")
     assert re.search(line, last)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_is_not_described_is_a_small_one():
+    model = build_model(ModelArguments(), AutoModelForCausalLM, characters(), "llama")
+    assert 1e6 < sum(p.numel() for p in model.parameters()) < 1e7
