@@ -7,9 +7,9 @@ The peer is nanoGPT's train.py with its README's flags for a CPU (4 layers, 4 he
 steps as fit into the peer's seconds, both counted from the start of the process to its end: imports, tokenising and
 evaluations included. Both have the first 90 % to train on and the last 10 % to be measured on, all of it, in
 consecutive blocks of their own length. Ours predicts BPE tokens, the peer characters: what compares is the negative
-log-likelihood of the same text, in nats a character; `ours_characters` is ours with one
-token a character, in as many steps, for one seed. They take turns, one seed of ours a turn. `ours` and `peer` are medians of the
-validation loss (target: ours at most 1.60); `seconds` is the peer's median.
+log-likelihood of the same text, in nats a character; `ours_characters` is ours with one token a character, in as many
+steps, for one seed. They take turns, one seed of ours a turn. `ours` and `peer` are medians of the validation loss
+(target: ours at most 1.60); `seconds` is the peer's median.
 """
 
 from __future__ import annotations

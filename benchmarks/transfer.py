@@ -4,9 +4,9 @@
 
 A Llama of 0.9 million parameters is pretrained on Python's reference manual (372 kB). The target set are 300
 docstrings of the standard library (30 kB), with 300 others to evaluate on. From scratch it trains for 300 steps on
-them; its lowest evaluation loss is the mark. Then the pretrained model is fine-tuned for as many steps: all of it, with
-a lower rate for lower layers, with gradual unfreezing, with its embeddings and lower half frozen, with LoRA. Each has
-its best learning rate of three on the first seed. `ratio` is the steps that scratch needed to its mark over the
+them; its lowest evaluation loss is the mark. Then the pretrained model is fine-tuned for as many steps: all of it,
+with a lower rate for lower layers, with gradual unfreezing, with its embeddings and lower half frozen, with LoRA. Each
+has its best learning rate of three on the first seed. `ratio` is the steps that scratch needed to its mark over the
 steps of full fine-tuning to the same mark (medians over three seeds).
 """
 

@@ -12,7 +12,6 @@ from ..config import nearest
 from ..errors import BadInput
 from .arguments import ModelArguments, TransferArguments
 
-
 # Where no architecture is named: transformers' own default of a Llama has 7 billion weights.
 SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
 
