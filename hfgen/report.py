@@ -124,13 +124,13 @@ def _escape(text: Any) -> str:
 
 
 def _breakable(name: str) -> str:
-    """A name that a narrow screen may break after its underscores."""
-    return _escape(name).replace("_", "_<wbr>")
+    """A name, or sacrebleu's signature, that a narrow screen may break after its underscores and bars."""
+    return _escape(name).replace("_", "_<wbr>").replace("|", "|<wbr>")
 
 
 def _scores(metrics: dict[str, float]) -> str:
     rows = "".join(
-        f"<div><dt>{_breakable(k)}</dt><dd>{_escape(format_number(v))}</dd></div>" for k, v in metrics.items()
+        f"<div><dt>{_breakable(k)}</dt><dd>{_breakable(format_number(v))}</dd></div>" for k, v in metrics.items()
     )
     return f'<h3>Scores</h3><dl class="scores">{rows}</dl>' if rows else ""
 
