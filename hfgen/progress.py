@@ -6,8 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import datasets
 from tqdm.auto import tqdm
 from transformers.trainer_callback import CallbackHandler
+
+# Below so many rows preparing a split takes a few seconds: a bar for each of its passes would only be noise.
+FEW_ROWS = 20_000
 
 
 def say(accelerator, line: str) -> None:
@@ -27,3 +31,16 @@ def closing_bars(handler: CallbackHandler) -> Iterator[None]:
                 if bar is not None:
                     bar.close()
         raise
+
+
+@contextmanager
+def few_bars(rows: int) -> Iterator[None]:
+    """Inside, the datasets library shows its progress bars only for many rows."""
+    hide = rows < FEW_ROWS and not datasets.are_progress_bars_disabled()
+    if hide:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            datasets.enable_progress_bars()

@@ -17,7 +17,7 @@ from hfgen import text
 from hfgen.config import parse_arguments
 from hfgen.errors import guarded, leave
 from hfgen.runs import read_json
-from hfgen.text import reward
+from hfgen.text import preferences, reward
 
 GROUPS = (*text.ARGUMENTS, reward.PairArguments, reward.RewardArguments)
 
@@ -40,9 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     if trainer.accelerator.is_main_process and texts.held_out:
         model, tokenizer = text.load_folder(args.output_dir, AutoModelForSequenceClassification, num_labels=1)
         rows = texts[texts.held_out]
-        measured = reward.evaluate_pairs(model, tokenizer, rows, args.per_device_eval_batch_size, args.max_length)
+        measured = preferences.evaluate_pairs(model, tokenizer, rows, args.per_device_eval_batch_size, args.max_length)
         metrics = {f"{texts.held_out}_{name}": value for name, value in measured.items()}
-        samples = reward.score_examples(model, tokenizer, rows)
+        samples = preferences.score_examples(model, tokenizer, rows)
     text.finish_text_run(
         trainer,
         recipe="reward",
@@ -62,7 +62,7 @@ def generate(run_dir: Path, *, seed: int = 0, output: Path, prompt: str = "", re
     """Writes the reward of a response; nothing is drawn, so every seed gives the same."""
     model, tokenizer = text.load_published(run_dir, AutoModelForSequenceClassification, num_labels=1)
     chats = read_json(Path(run_dir) / "run.json", {})["dataset"].get("conversational", False)
-    return text.write_samples([reward.scored(model, tokenizer, prompt, response, chats)], output)
+    return text.write_samples([preferences.scored(model, tokenizer, prompt, response, chats)], output)
 
 
 def evaluate(run_dir: Path, *, batch_size: int = 32) -> dict:
@@ -72,7 +72,7 @@ def evaluate(run_dir: Path, *, batch_size: int = 32) -> dict:
     model, tokenizer = text.load_published(run_dir, AutoModelForSequenceClassification, num_labels=1)
     texts = reward.load_pairs(data_args, pair_args, tokenizer)
     rows = texts.splits.get(texts.held_out)
-    return reward.evaluate_pairs(model, tokenizer, rows, batch_size, limit.max_length) | {"split": texts.held_out}
+    return preferences.evaluate_pairs(model, tokenizer, rows, batch_size, limit.max_length) | {"split": texts.held_out}
 
 
 if __name__ == "__main__":

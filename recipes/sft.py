@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from hfgen import text
 from hfgen.config import parse_arguments
 from hfgen.errors import guarded, leave
-from hfgen.text import sft
+from hfgen.text import answers, sft
 
 GROUPS = (*text.ARGUMENTS, sft.ChatArguments, sft.SFTArguments)
 
@@ -39,9 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     if trainer.accelerator.is_main_process and texts.held_out:
         model, tokenizer = text.load_folder(args.output_dir, AutoModelForCausalLM)
         rows = texts[texts.held_out]
-        measured = sft.evaluate_completions(model, tokenizer, rows, args.per_device_eval_batch_size, args.max_length)
+        measured = answers.evaluate_answers(model, tokenizer, rows, args.per_device_eval_batch_size, args.max_length)
         metrics = {f"{texts.held_out}_{name}": value for name, value in measured.items()}
-        samples = sft.sample_answers(model, tokenizer, rows)
+        samples = answers.sample_answers(model, tokenizer, rows)
     text.finish_text_run(
         trainer,
         recipe="sft",
@@ -60,7 +60,7 @@ def generate(run_dir: Path, *, seed: int = 0, output: Path, prompt: str = sft.AS
     """Writes answers to a prompt."""
     model, tokenizer = text.load_published(run_dir, AutoModelForCausalLM)
     chat = text.saved_arguments(run_dir, sft.ChatArguments).renders(tokenizer)
-    prompts = [sft.render_prompt(tokenizer, prompt, chat)] * num_samples
+    prompts = [answers.render_prompt(tokenizer, prompt, chat)] * num_samples
     made = text.continue_texts(model, tokenizer, prompts, seed=seed, **sampling)
     return text.write_samples([{"prompt": prompt, "answer": one.strip()} for one in made], output)
 
@@ -72,7 +72,7 @@ def evaluate(run_dir: Path, *, batch_size: int = 8) -> dict:
     model, tokenizer = text.load_published(run_dir, AutoModelForCausalLM)
     texts = sft.load_chats(data_args, chat_args, tokenizer)
     rows = texts.splits.get(texts.held_out)
-    return sft.evaluate_completions(model, tokenizer, rows, batch_size, limit.max_length) | {"split": texts.held_out}
+    return answers.evaluate_answers(model, tokenizer, rows, batch_size, limit.max_length) | {"split": texts.held_out}
 
 
 if __name__ == "__main__":

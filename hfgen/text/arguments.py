@@ -254,3 +254,8 @@ class TextTrainingArguments(TextDefaults, transformers.TrainingArguments):
 @dataclass
 class Seq2SeqArguments(TextDefaults, transformers.Seq2SeqTrainingArguments):
     """transformers.Seq2SeqTrainingArguments, with [`TextDefaults`]."""
+
+
+def unused(default: Any = None):
+    """A field of a parent's config that would do nothing here: no option of the recipe."""
+    return field(default=default, init=False)

@@ -1,4 +1,4 @@
-"""Reward models on TRL's RewardTrainer: pairs checked before it sees them, what it drops counted, their figures."""
+"""Reward models on TRL's RewardTrainer: pairs checked and encoded before it sees them, what is too long counted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 import trl
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -17,20 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from ..data.stdlib import preferences
 from ..data.text import TextDataArguments, TextSplits, load_text
 from ..errors import BadInput
-from ..precision import full_float32
-from ..progress import say
-from .arguments import ModelArguments, TextDefaults
+from ..progress import few_bars, say
+from .arguments import ModelArguments, TextDefaults, unused
+from .chat import RowCheck, with_chat_template, wrong_value
 from .model import usable_positions
-from .sft import few_bars, with_chat_template
 from .tokenizer import digest, make_tokenizer, train_tokenizer
-
-# The normal distribution's 97.5 % quantile: of a 95 % interval.
-Z95 = 1.959963984540054
-
-
-def _unused(default: Any = None):
-    """A field of TRL's config that would do nothing here: no option of the recipe."""
-    return field(default=default, init=False)
 
 
 @dataclass
@@ -52,9 +42,9 @@ class RewardArguments(TextDefaults, trl.RewardConfig):
         metadata={"help": "Another chat template: a Jinja file, a tokenizer's folder or Hub id, or `chatml`."},
     )
     # Said elsewhere: the model's options.
-    model_init_kwargs: Any = _unused()
-    trust_remote_code: bool = _unused(False)
-    pad_token: str | None = _unused()
+    model_init_kwargs: Any = unused()
+    trust_remote_code: bool = unused(False)
+    pad_token: str | None = unused()
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 2:
@@ -163,92 +153,36 @@ def load_pairs(
     return texts
 
 
-class PairCheck:
+class PairCheck(RowCheck):
     """Finds pairs from which nothing can be learned, or that TRL would stop at.
 
     Args:
         pair_args: names the columns.
-        tokenizer: with the chat template; each distinct sequence of roles is rendered once.
+        tokenizer: with the chat template.
     """
 
     def __init__(self, pair_args: PairArguments, tokenizer: PreTrainedTokenizerBase):
-        self.names, self.tokenizer = pair_args, tokenizer
-        self.kind: type | None = None  # str or list, as in the first good pair: TRL takes all for the same
-        self.refusals: dict[tuple[str, ...], str | None] = {}
-        self.reasons: dict[int, str] = {}
+        super().__init__(tokenizer)
+        self.names = pair_args
 
-    def __call__(self, split: Dataset) -> np.ndarray:
-        """bool (N,): True for pairs that can be used."""
-        self.reasons, number = {}, 0
-        for batch in split.iter(1000):
-            for values in zip(*batch.values(), strict=True):
-                reason = self._wrong(dict(zip(batch, values, strict=True)))
-                if reason is not None:
-                    self.reasons[number] = reason
-                number += 1
-        good = np.ones(len(split), bool)
-        good[list(self.reasons)] = False
-        return good
-
-    def why(self, split: Dataset, row: int) -> str:
-        """The reason why a pair of the split that was checked last can't be used."""
-        return self.reasons[row]
-
-    def _wrong(self, row: dict[str, Any]) -> str | None:
-        """What is wrong with a pair, or None."""
+    def wrong(self, row: dict[str, Any]) -> str | None:
         margin = row.pop(self.names.margin_column, 0.0)
         if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
             return f"column {self.names.margin_column} must hold numbers"
         for column, value in row.items():
             if reason := wrong_value(value):
                 return f"column {column} {reason}"
-        kinds = {type(value) for value in row.values()}
-        if len(kinds) > 1:
-            return f"of {', '.join(row)} some are text, others lists of messages: give all as the same"
-        (kind,) = kinds
-        if self.kind not in (None, kind):
-            said = {str: "text", list: "lists of messages"}
-            return f"it holds {said[kind]}, the rows before {said[self.kind]}"
+        if reason := self.wrong_kind(row):
+            return reason
         chosen, rejected = row[self.names.chosen_column], row[self.names.rejected_column]
         if chosen == rejected:
             return f"{self.names.chosen_column} and {self.names.rejected_column} are equal, so neither is better"
-        if kind is list:
+        if isinstance(chosen, list):
             for half in (chosen, rejected):
-                if refusal := self._refusal([*row.get(self.names.prompt_column, []), *half]):
-                    return refusal
-        self.kind = kind
+                if reason := self.refusal([*row.get(self.names.prompt_column, []), *half]):
+                    return reason
+        self.kind = type(chosen)
         return None
-
-    def _refusal(self, messages: list[dict[str, str]]) -> str | None:
-        """Why the chat template can't render these messages, or None."""
-        if not self.tokenizer.chat_template:
-            raise BadInput("the tokenizer has no chat template: pass --chat_template_path (`chatml` is one)")
-        roles = tuple(message["role"] for message in messages)
-        if roles not in self.refusals:
-            try:
-                self.tokenizer.apply_chat_template(messages, tokenize=False)
-                self.refusals[roles] = None
-            except Exception as error:  # whatever a template's own code raises
-                why = " ".join(str(error).split())[:200]
-                self.refusals[roles] = f"the chat template can't render the roles {', '.join(roles)}: {why}"
-        return self.refusals[roles]
-
-
-def wrong_value(value: Any) -> str | None:
-    """What makes a value neither text nor a list of messages `{role, content}`, or None."""
-    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
-        return "is empty"
-    if isinstance(value, str):
-        return None
-    if not isinstance(value, list):
-        return "must hold text, or a list of messages {role, content}"
-    for place, message in enumerate(value):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            return f"must hold messages {{role, content}}; the one at {place} is none"
-        for part in ("role", "content"):
-            if not isinstance(message[part], str) or not message[part].strip():
-                return f"has a message at {place} whose {part} is empty, or no text"
-    return None
 
 
 def join(prompt: str | list | None, response: str | list) -> str | list:
@@ -380,133 +314,6 @@ def check_lengths(pairs: Dataset, model, split: str) -> None:
         )
 
 
-# ---- after training ----
-
-
-@torch.no_grad()
-def rewards_of(model, sequences: Sequence[list[int]]) -> torch.Tensor:
-    """float64 (N,): the model's scores of token ids, all in one batch, padded on the right."""
-    longest = max(map(len, sequences))
-    pad = model.config.get_text_config().pad_token_id
-    ids = torch.full((len(sequences), longest), pad)
-    attended = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        attended[row, : len(sequence)] = 1
-    logits = model(input_ids=ids.to(model.device), attention_mask=attended.to(model.device)).logits
-    return logits.squeeze(-1).double().cpu()
-
-
-def wilson_interval(successes: float, trials: int, z: float = Z95) -> tuple[float, float]:
-    """(low, high) of a proportion, 95 % by default (Wilson 1927, equation 4).
-
-    Args:
-        successes: in [0, trials]; a half counts as one.
-        trials: at least 1.
-        z: quantile of the normal distribution.
-    """
-    share = successes / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def preference_metrics(chosen: torch.Tensor, rejected: torch.Tensor) -> dict[str, float]:
-    """How well rewards order pairs.
-
-    Args:
-        chosen, rejected: (N,) rewards of the better and of the worse halves.
-
-    Returns:
-        dict: `accuracy`, the share of pairs whose better half has the higher reward, a tie counting half;
-        `accuracy_low` and `accuracy_high`, its 95 % interval ([`wilson_interval`]); `ties`, pairs with equal rewards;
-        `margin`, the mean difference; `loss`, the mean -log sigmoid of it (Bradley & Terry 1952); `brier`, the mean
-        squared error of its sigmoid as the probability that the better half wins; `pairs`.
-    """
-    margins = chosen.double() - rejected.double()
-    ties = int((margins == 0).sum())
-    wins = int((margins > 0).sum()) + ties / 2
-    low, high = wilson_interval(wins, len(margins))
-    return {
-        "accuracy": wins / len(margins),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "ties": ties,
-        "margin": margins.mean().item(),
-        "loss": -torch.nn.functional.logsigmoid(margins).mean().item(),
-        "brier": (1 - margins.sigmoid()).square().mean().item(),
-        "pairs": len(margins),
-    }
-
-
-def evaluate_pairs(
-    model,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset | None,
-    batch_size: int = 32,
-    max_length: int | None = None,
-) -> dict[str, float]:
-    """[`preference_metrics`] of a split, and `dropped`, its pairs that are longer than `max_length`, not among them.
-
-    Args:
-        model: in evaluation mode.
-        tokenizer: its tokenizer.
-        rows: of [`load_pairs`].
-        batch_size: pairs at a time; those of like length go together, the halves of one always do.
-        max_length: tokens of a half, at most.
-
-    Raises:
-        BadInput: there is no split, no pair in it is short enough, or one is longer than the model takes.
-    """
-    if rows is None:
-        raise BadInput("the run has neither a test nor a validation split: there is nothing to evaluate")
-    encoded = encode_pairs(rows, tokenizer)
-    pairs = within(encoded, max_length)
-    if len(pairs) == 0:
-        raise BadInput(f"no pair to evaluate has at most --max_length {max_length} tokens")
-    check_lengths(pairs, model, "held-out")
-    order = np.argsort(lengths(pairs), kind="stable")
-    chosen, rejected = [], []
-    with full_float32():
-        for begin in range(0, len(order), batch_size):
-            batch = pairs[order[begin : begin + batch_size]]
-            scores = rewards_of(model, [*batch["chosen_ids"], *batch["rejected_ids"]])
-            better, worse = scores.chunk(2)
-            chosen.append(better)
-            rejected.append(worse)
-    return preference_metrics(torch.cat(chosen), torch.cat(rejected)) | {"dropped": len(encoded) - len(pairs)}
-
-
-def score(model, tokenizer: PreTrainedTokenizerBase, prompt: str | list | None, response: str | list) -> float:
-    """The reward of a response.
-
-    Args:
-        model, tokenizer: the model, in evaluation mode.
-        prompt: text or messages; None or empty where the response is a whole transcript.
-        response: text or messages, as the prompt.
-
-    Raises:
-        BadInput: it is longer than the model takes, or empty.
-    """
-    if not response or (isinstance(response, str) and not response.strip()):
-        raise BadInput("--response is empty: give the text to score")
-    (ids,) = encode(tokenizer, [join(prompt, response)])
-    positions = usable_positions(model)
-    if positions is not None and len(ids) > positions:
-        raise BadInput(f"prompt and response have {len(ids)} tokens, more than the model's {positions} positions")
-    with full_float32():
-        return rewards_of(model, [ids]).item()
-
-
-def scored(model, tokenizer, prompt: str, response: str, conversational: bool) -> dict[str, str]:
-    """Prompt, response and [`score`] as a row; as the turns of a chat where the model was trained on chats."""
-    given, made = prompt, response
-    if conversational:
-        given = [{"role": "user", "content": prompt}] if prompt else []
-        made = [{"role": "assistant", "content": response}] if response else []
-    return {"prompt": prompt, "response": response, "reward": f"{score(model, tokenizer, given, made):.4f}"}
-
-
 def describe_pairs(texts: TextSplits, dropped: dict[str, int]) -> dict[str, Any]:
     """What run.json says of pairs besides their name: whether they are chats, and how many TRL left out.
 
@@ -515,31 +322,3 @@ def describe_pairs(texts: TextSplits, dropped: dict[str, int]) -> dict[str, Any]
         dropped: of [`reward_trainer`].
     """
     return {"conversational": isinstance(texts["train"][0]["chosen"], list), "dropped_for_length": dropped}
-
-
-def score_examples(model, tokenizer: PreTrainedTokenizerBase, rows: Dataset, count: int = 3) -> list[dict[str, str]]:
-    """The first pairs of a split with the rewards of their halves.
-
-    Args:
-        model, tokenizer: the model, in evaluation mode.
-        rows: of [`load_pairs`].
-        count: pairs, of those that are short enough for the model.
-    """
-    shown: list[dict[str, str]] = []
-    positions = usable_positions(model) or math.inf
-    for row in rows:
-        whole = {half: join(row.get("prompt"), row[half]) for half in ("chosen", "rejected")}
-        if len(shown) == count:
-            break
-        if all(len(encode(tokenizer, [value])[0]) <= positions for value in whole.values()):
-            made = {half: f"{score(model, tokenizer, row.get('prompt'), row[half]):+.2f}" for half in whole}
-            prompt = {"prompt": _tail(row["prompt"])} if row.get("prompt") else {}
-            halves = {half: f"{made[half]}  {_tail(row[half])}" for half in whole}
-            shown.append(prompt | halves)
-    return shown
-
-
-def _tail(value: str | list[dict[str, str]], width: int = 300) -> str:
-    """The end of a text, where the halves of a transcript differ."""
-    text = value if isinstance(value, str) else value[-1]["content"]
-    return text.strip() if len(text) <= width else f"… {text[-width:].strip()}"

@@ -2,16 +2,12 @@
 
 import json
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from processes import environment, kill_after
 from text.recipe_runs import killed_at, same, train, weights
 
-from hfgen.config import recipes_dir
 from hfgen.errors import BadInput
 from hfgen.text.resume import EpochDataset, EpochStream, ExactResume
 
@@ -62,34 +58,6 @@ def test_cut_short_twice_and_resumed_equals_uninterrupted(tmp_path, monkeypatch,
         a, b = ([(e["step"], e[metric]) for e in history if metric in e] for history in histories)
         assert len(a) >= 1
         assert a[-1] == b[-1] if metric == "eval_loss" else a[-1][0] == b[-1][0]
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_for_real(tmp_path, processes):
-    script = str(recipes_dir() / "pretrain_causal_lm.py")
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    flags = [*FLAGS, f"--cache_dir={tmp_path / 'cache'}", "--max_steps=120", "--disable_tqdm=true"]
-    env = environment() | {"ACCELERATE_USE_CPU": "true"}
-
-    def start(output_dir, *more):
-        command = [*launcher, script, *flags, f"--output_dir={output_dir}", *more]
-        return subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
-
-    def finish(process):
-        output, _ = process.communicate(timeout=180)
-        assert process.returncode == 0, output[-4000:]
-
-    finish(start(tmp_path / "whole"))
-    process = start(tmp_path / "cut", "--resume_from_checkpoint=true")
-    kill_after(process, tmp_path / "cut", random.Random(processes).uniform(0, 0.3))
-    assert not (tmp_path / "cut" / "model.safetensors").exists(), "the run ended before it was killed"
-    finish(start(tmp_path / "cut", "--resume_from_checkpoint=true"))
-    assert json.loads((tmp_path / "cut" / "run.json").read_text())["num_processes"] == processes
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
 def test_a_run_that_had_ended_but_for_its_last_save_is_not_trained_further(tmp_path, cache):

@@ -21,19 +21,8 @@ from hfgen.cli import run
 from hfgen.data.text import TextDataArguments
 from hfgen.errors import BadInput
 from hfgen.recipes import load_recipe
-from hfgen.text.reward import (
-    PairArguments,
-    encode,
-    encode_pairs,
-    evaluate_pairs,
-    join,
-    load_pairs,
-    preference_metrics,
-    rewards_of,
-    score,
-    wilson_interval,
-    within,
-)
+from hfgen.text.preferences import evaluate_pairs, preference_metrics, rewards_of, score, wilson_interval
+from hfgen.text.reward import PairArguments, encode, encode_pairs, join, load_pairs, within
 from hfgen.text.tokenizer import train_tokenizer
 
 SIZES = (
@@ -238,13 +227,13 @@ def spoilt(rows, row, **change):
         ),
         (
             spoilt(CHATS, 5, rejected=[{"role": "assistant", "content": ""}]),
-            "row 5: column rejected has a message at 0",
+            "row 5: column rejected has an empty message at 0",
         ),
         (
             [{"prompt": c["prompt"], "chosen": "a", "rejected": "b"} for c in CHATS],
             "row 0: of prompt, chosen, rejected",
         ),
-        ([{"chosen": 1, "rejected": 2}] * 30, "row 0: column chosen must hold text, or a list of messages"),
+        ([{"chosen": 1, "rejected": 2}] * 30, "row 0: column chosen must hold text or a list of messages"),
     ],
 )
 def test_bad_pairs_are_named(tmp_path, rows, message):

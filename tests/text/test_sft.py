@@ -19,7 +19,7 @@ from hfgen.data.stdlib import docstrings, questions
 from hfgen.data.text import TextSplits
 from hfgen.errors import BadInput
 from hfgen.recipes import load_recipe
-from hfgen.text import sft
+from hfgen.text import answers, sft
 from hfgen.text.resume import EpochDataset
 from hfgen.text.tokenizer import train_tokenizer
 
@@ -102,7 +102,7 @@ def test_evaluation_scores_what_trl_trains_up_to_the_end_of_the_answer(tmp_path,
     trainer = make_trainer(tmp_path, characters, rows)
     assert len(trainer.train_dataset) == len(rows)
     for row, prepared in zip(rows, trainer.train_dataset, strict=True):
-        ids, labels = sft.encode(row, characters)
+        ids, labels = answers.encode(row, characters)
         assert ids == prepared["input_ids"]
         after_end = 1 if kind == "chat" else 0  # the template's line break: TRL learns it, here it does not count
         assert labels[: len(ids) - after_end] == prepared["labels"][: len(ids) - after_end]
@@ -141,11 +141,11 @@ def test_loss_and_figures_are_the_shifted_cross_entropy(tmp_path, characters):
     loss = trainer.compute_loss(model, dict(batch)).item()
     assert loss == pytest.approx(sum(n for n, _, _ in expected) / 10, rel=1e-5)
 
-    encoded = [[torch.tensor([part]) for part in sft.encode(row, characters)] for row in CHATS]
+    encoded = [[torch.tensor([part]) for part in answers.encode(row, characters)] for row in CHATS]
     nats, count, right = (sum(part) for part in zip(*(by_hand(model, *pair) for pair in encoded), strict=True))
     assert count == 3 + 5
     for batch_size in (1, 2):
-        figures = sft.evaluate_completions(model, characters, Dataset.from_list(CHATS), batch_size)
+        figures = answers.evaluate_answers(model, characters, Dataset.from_list(CHATS), batch_size)
         assert list(figures) == ["completion_loss", "perplexity", "token_accuracy", "completion_tokens"]
         assert figures["completion_loss"] == pytest.approx(nats / count, rel=1e-5)
         assert figures["perplexity"] == pytest.approx(torch.tensor(nats / count).exp().item(), rel=1e-4)
@@ -168,7 +168,7 @@ def test_packed_rows_do_not_see_each_other(tmp_path, characters, model_type, att
     assert "attention_mask" not in batch
     assert batch["input_ids"].shape[0] == 1
     lengths = batch["cu_seq_lens_q"].diff().tolist()
-    assert sorted(lengths) == sorted(len(sft.encode(row, characters)[0]) for row in CHATS)
+    assert sorted(lengths) == sorted(len(answers.encode(row, characters)[0]) for row in CHATS)
     model.eval()
     packed = model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).logits[0]
     begin = 0
@@ -312,13 +312,13 @@ def test_generate_and_evaluate_what_was_published(base, capsys, tmp_path):
 
 
 def test_plain_prompts_are_given_as_they_were_learned(characters):
-    assert sft.render_prompt(characters, "ab", chat=False) == "ab"
+    assert answers.render_prompt(characters, "ab", chat=False) == "ab"
     bos = train_tokenizer(iter(["abc"]), "char", 0, "seq2seq")  # puts </s> after a text, none before it
-    assert sft.render_prompt(bos, "ab", chat=False) == "ab"
+    assert answers.render_prompt(bos, "ab", chat=False) == "ab"
     first = SimpleNamespace(bos_token="<s>", bos_token_id=1)
     tokenizer = type("T", (), {**vars(first), "__call__": lambda self, text: {"input_ids": [1, 5, 6]}})()
-    assert sft.render_prompt(tokenizer, "ab", chat=False) == "<s>ab"
-    assert sft.render_prompt(tokenizer, "<s>ab", chat=False) == "<s>ab"
+    assert answers.render_prompt(tokenizer, "ab", chat=False) == "<s>ab"
+    assert answers.render_prompt(tokenizer, "<s>ab", chat=False) == "<s>ab"
 
 
 def test_the_embedded_questions_do_not_depend_on_who_asks(monkeypatch):
@@ -441,7 +441,7 @@ BAD = {
         "a message without role at 0, only from, val",
     ),
     "numbers": ([{"prompt": 1, "completion": 2}], "column prompt must hold text or .*, not the number 1"),
-    "two kinds": ([{"prompt": "a", "completion": TURN[1:]}], "one of prompt and completion is text, the"),
+    "two kinds": ([{"prompt": "a", "completion": TURN[1:]}], "of prompt, completion some are text"),
     "empty system prompt of a good row, then a bad one": (
         [{"messages": [says("system", ""), *TURN]}, {"messages": [says("user", " "), TURN[1]]}],
         r"row 1: column messages has an empty message at 0 \(of user\)",
@@ -520,4 +520,4 @@ def test_rows_that_are_cut_or_leave_nothing_are_said(tmp_path, characters, capsy
     with pytest.raises(BadInput, match="no validation split"):
         make_trainer(tmp_path, characters, PLAIN, eval_strategy="epoch")
     with pytest.raises(BadInput, match="neither a test nor a validation split"):
-        sft.evaluate_completions(trainer.model, characters, None)
+        answers.evaluate_answers(trainer.model, characters, None)
