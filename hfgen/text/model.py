@@ -98,6 +98,8 @@ def build_model(
         for option in args.config_overrides:
             if option not in known:
                 raise BadInput(f"--config_overrides: {name} has no option {option}{nearest(option, sorted(known))}")
+        if _new_head(config, settings):
+            options["ignore_mismatched_sizes"] = True  # of the same config otherwise: only the head can differ
         model = auto_class.from_pretrained(
             name, revision=args.model_revision, **(options | settings_of(settings, known) | args.config_overrides)
         )
@@ -107,6 +109,12 @@ def build_model(
         raise BadInput(f"--model_name_or_path {name} can't be loaded: {' '.join(str(error).split())[:300]}") from error
     fit_vocabulary(model, tokenizer, transfer.resize_embeddings)
     return model
+
+
+def _new_head(config, settings: dict[str, Any]) -> bool:
+    """Whether a checkpoint is a classifier of other labels than the recipe's, whose head can't be kept."""
+    heads = [name for name in config.architectures or [] if name.endswith("ForSequenceClassification")]
+    return bool(heads) and settings.get("num_labels", config.num_labels) != config.num_labels
 
 
 def usable_positions(model: PreTrainedModel) -> int | None:

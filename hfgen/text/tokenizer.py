@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -151,7 +152,7 @@ def train_tokenizer(texts: Iterator[str], tokenizer_type: str, vocab_size: int, 
             vocab_size=max(vocab_size, 256 + len(names)),
             special_tokens=names,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=speaks(),
+            show_progress=speaks() and sys.stderr.isatty(),  # elsewhere its bars are blank lines
         )
         tokenizer.train_from_iterator(texts, trainer)
         roles = dict(specials.roles)

@@ -21,6 +21,7 @@ from hfgen.cli import run
 from hfgen.data.text import TextDataArguments
 from hfgen.errors import BadInput
 from hfgen.recipes import load_recipe
+from hfgen.text import ModelArguments, build_model
 from hfgen.text.preferences import evaluate_pairs, preference_metrics, rewards_of, score, wilson_interval
 from hfgen.text.reward import PairArguments, encode, encode_pairs, join, load_pairs, within
 from hfgen.text.tokenizer import train_tokenizer
@@ -319,6 +320,19 @@ def test_a_run_evaluates_to_what_it_recorded_and_loads_with_the_stock_class(fini
     assert "--response is empty" in capsys.readouterr().err
     samples = json.loads((finished / "samples.json").read_text())
     assert len(samples) == 3 and samples[0].keys() == {"prompt", "chosen", "rejected"}
+
+
+def test_a_classifier_of_other_labels_keeps_all_but_its_head(tmp_path, characters):
+    classifier = tiny(characters)
+    config = LlamaConfig(**(classifier.config.to_dict() | {"num_labels": 3}))
+    classifier = LlamaForSequenceClassification(config)
+    classifier.save_pretrained(tmp_path)
+    args = ModelArguments(model_name_or_path=str(tmp_path))
+    model = build_model(args, AutoModelForSequenceClassification, characters, "llama", num_labels=1)
+    assert model.score.weight.shape[0] == model.config.num_labels == 1
+    body = classifier.model.state_dict()
+    assert len(body) > 5
+    assert all(torch.equal(value, body[name]) for name, value in model.model.state_dict().items())
 
 
 def test_chats_margins_and_an_encoder_that_goes_on_from_a_model(tmp_path, cache, capsys):
