@@ -87,7 +87,7 @@ def build_translator(
     """An encoder-decoder, from scratch or pretrained, and its generation settings; sets the tokenizer's languages.
 
     From scratch the default architecture is T5's, whose relative positions and normalisation before each sublayer
-    learn quickest at small size (see `benchmarks/RESULTS.md`).
+    learn quickest at small size (800 steps: chrF 84 to 85; BART and Marian 34 to 50, `benchmarks/RESULTS.md`).
 
     Raises:
         BadInput: as [`build_model`]; lengths beyond the model's positions; a multilingual tokenizer without languages.
