@@ -33,7 +33,7 @@ from hfgen.launch import set_cpu_threads
 from hfgen.recipes import load_recipe
 from hfgen.text.resume import train_exactly
 
-TURNS, STEPS, STEPS_EMBEDDED = 5, 40, 200
+TURNS, STEPS, STEPS_EMBEDDED = 5, 12, 200
 LLAMA = "{hidden_size: 256, intermediate_size: 768, num_hidden_layers: 4, num_attention_heads: 4}"
 T5 = "{d_model: 256, d_kv: 64, d_ff: 768, num_layers: 4, num_heads: 4}"
 VIT = "{patch_size: 2, hidden_size: 256, intermediate_size: 768, num_hidden_layers: 4, num_attention_heads: 4}"
