@@ -99,7 +99,7 @@ class Trainer:
         kind, scaler = self.accelerator.distributed_type, self.accelerator.scaler
         self._needs_wrappers = scaler is not None or kind in _NEED_THE_WRAPPER
         self.ema = self._make_ema()
-        self.lr_scheduler = None
+        self.lr_scheduler, self._lr_schedulers = None, []
         self.generator = torch.Generator(self.device)
         self.state = TrainerState(
             is_local_process_zero=self.accelerator.is_local_main_process,
@@ -168,6 +168,21 @@ class Trainer:
         """The torch optimizer in Accelerate's wrapper, where that adds nothing but a search for a package on disk at
         each step (0.3 ms); the wrapper itself where a gradient scaler, DeepSpeed or XLA needs it."""
         return optimizer if self._needs_wrappers else optimizer.optimizer
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches that [`training_step`] is given."""
+        return self.args.gradient_accumulation_steps
+
+    @property
+    def optimizers(self) -> list:
+        """All prepared optimizers, `self.optimizer` first; each follows the schedule."""
+        return [self.optimizer]
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """The peak learning rate of each of `optimizers`."""
+        return [self.args.learning_rate]
 
     @torch.no_grad()
     def evaluation_step(self, batch: dict) -> dict[str, torch.Tensor]:
@@ -241,8 +256,8 @@ class Trainer:
             batches = self._micro_batches(epoch, begin)
             step = begin
             while True:
-                micro_batches = list(islice(batches, args.gradient_accumulation_steps))
-                if len(micro_batches) < args.gradient_accumulation_steps:
+                micro_batches = list(islice(batches, self.micro_batches_per_step))
+                if len(micro_batches) < self.micro_batches_per_step:
                     if step == 0:
                         raise BadInput("the training stream holds fewer samples than one optimizer step takes")
                     break
@@ -253,7 +268,8 @@ class Trainer:
                     # Small tensors that outlive a step tear holes into the heap, and each step then faults pages anew.
                     outputs = {name: value.item() for name, value in outputs.items()}
                 if not self.accelerator.optimizer_step_was_skipped:
-                    self.lr_scheduler.step()
+                    for lr_scheduler in self._lr_schedulers:
+                        lr_scheduler.step()
                 if self.ema is not None:
                     self.ema.step()
                 step += 1
@@ -359,7 +375,7 @@ class Trainer:
         if self.train_dataset is None:
             raise BadInput("there is no training data: pass train_dataset")
         self._is_stream = hasattr(self.train_dataset, "micro_batches")
-        self._step_size = args.per_device_train_batch_size * self.world_size * args.gradient_accumulation_steps
+        self._step_size = args.per_device_train_batch_size * self.world_size * self.micro_batches_per_step
         if self._is_stream:
             self._steps_per_epoch = 0
             if args.max_steps <= 0:
@@ -368,7 +384,7 @@ class Trainer:
             self._sampler = StepSampler(
                 len(self.train_dataset),
                 args.per_device_train_batch_size,
-                args.gradient_accumulation_steps,
+                self.micro_batches_per_step,
                 args.seed,
                 self.rank,
                 self.world_size,
@@ -385,8 +401,9 @@ class Trainer:
         if (self.eval_dataset is None or len(self.eval_dataset) == 0) and args.eval_strategy != "no":
             raise BadInput("there is nothing to evaluate on: pass eval_dataset, or --eval_strategy no")
         if self.lr_scheduler is None:
-            self.lr_scheduler = self._schedule(self.bare(self.optimizer))
-            self.accelerator.register_for_checkpointing(self.lr_scheduler)
+            self._lr_schedulers = [self._schedule(self.bare(optimizer)) for optimizer in self.optimizers]
+            self.accelerator.register_for_checkpointing(*self._lr_schedulers)
+            self.lr_scheduler = self._lr_schedulers[0]
             self.callback_handler.lr_scheduler = self.lr_scheduler
 
     def _schedule(self, optimizer):
@@ -604,7 +621,7 @@ class Trainer:
             "num_processes": self.world_size,
             "step_size": self._step_size,
             "seed": self.args.seed,
-            "learning_rate": self.args.learning_rate,
+            "learning_rates": self.learning_rates,
             "dataset": getattr(self.train_dataset, "fingerprint", None),
         }
 
@@ -629,7 +646,7 @@ class Trainer:
         ):
             setattr(self.state, name, getattr(saved, name))
         self._stream_position = tuple(facts["stream_position"])
-        self._change_learning_rate(facts["learning_rate"])
+        self._change_learning_rates(facts["learning_rates"])
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
                 kept = saved.stateful_callbacks.get(type(callback).__name__, {})
@@ -637,15 +654,16 @@ class Trainer:
                     setattr(callback, name, value)
         self.say(f"resuming {checkpoint} at step {self.state.global_step} of {self.state.max_steps}")
 
-    def _change_learning_rate(self, before: float) -> None:
+    def _change_learning_rates(self, before: list[float]) -> None:
         """A checkpoint brings its learning rates along; one that was changed on purpose (after a NaN, say) holds."""
-        if self.args.learning_rate == before:
-            return
-        schedule, factor = self.lr_scheduler, self.args.learning_rate / before if before else 1.0
-        schedule.base_lrs = [rate * factor for rate in schedule.base_lrs]
-        for group in schedule.optimizer.param_groups:
-            group["lr"] *= factor
-            group["initial_lr"] *= factor
+        for lr_scheduler, old, new in zip(self._lr_schedulers, before, self.learning_rates, strict=True):
+            if new == old:
+                continue
+            factor = new / old if old else 1.0
+            lr_scheduler.base_lrs = [rate * factor for rate in lr_scheduler.base_lrs]
+            for group in lr_scheduler.optimizer.param_groups:
+                group["lr"] *= factor
+                group["initial_lr"] *= factor
 
     # ---- odds and ends ----------------------------------------------------------------------------------------------
 

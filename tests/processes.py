@@ -1,4 +1,4 @@
-"""Starts the toy run as a user would start a recipe: in processes of its own."""
+"""Starts the toy run, or another script below tests/, as a user would start a recipe: in processes of its own."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ def environment(threads: int = 1) -> dict[str, str]:
 
 
 def command(processes: int, *flags: str) -> list[str]:
+    """Of the toy, or of the script that the first word names."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [*launcher, str(HERE / "toy.py"), *flags]
+    script, flags = (flags[0], flags[1:]) if flags and flags[0].endswith(".py") else ("toy.py", flags)
+    return [*launcher, str(HERE / script), *flags]
 
 
 def start(processes: int, *flags: str, **env: str) -> subprocess.Popen:

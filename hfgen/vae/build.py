@@ -9,10 +9,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 
 from ..errors import BadInput
+from ..spectral import add_spectral_norm
 from .arguments import VAEArguments
 from .models import AutoencoderMLP, height_and_width
 from .pipeline import VAEPipeline
-from .spectral import add_spectral_norm
 
 CLASSES: dict[str, type[ModelMixin]] = {"AutoencoderKL": AutoencoderKL, "AutoencoderMLP": AutoencoderMLP}
 

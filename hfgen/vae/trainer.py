@@ -11,6 +11,7 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from ..arguments import TrainingArguments
 from ..seeding import evaluation_generator
+from ..spectral import plain_state_dict
 from ..trainer import Trainer
 from .arguments import VAEArguments
 from .build import pretrained_scale
@@ -30,7 +31,6 @@ from .models import latent_shape
 from .module import VAEModule, VAEOutput
 from .monitors import PosteriorCollapse
 from .pipeline import VAEPipeline
-from .spectral import plain_state_dict
 
 # Training images from which a model's scaling factor and optimal sigma are measured when it is saved.
 EXPORT_IMAGES = 2048

@@ -6,16 +6,22 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+_NORMALISED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)
+
 
 def add_spectral_norm(module: nn.Module, skip: tuple[nn.Module, ...] = ()) -> None:
-    """Divides the weight of every linear and convolution by its largest singular value, in place.
+    """Divides the weight of every linear, convolution and embedding by its largest singular value, in place.
+
+    A weight of zeros (the last layer of a residual branch, at the start) has none: it is drawn anew.
 
     Args:
         module: the network.
         skip: layers left as they are.
     """
     for layer in list(module.modules()):
-        if isinstance(layer, nn.Linear | nn.Conv2d) and all(layer is not s for s in skip):
+        if isinstance(layer, _NORMALISED) and all(layer is not s for s in skip):
+            if not layer.weight.any():
+                nn.init.xavier_normal_(layer.weight)
             parametrizations.spectral_norm(layer)
 
 
