@@ -42,6 +42,13 @@ class ImageDataArguments:
     channels: int | None = field(
         default=None, metadata={"help": "1 (grey) or 3 (colour); as the first image by default."}
     )
+    stack_channels: bool = field(
+        default=False,
+        metadata={
+            "help": "Put three grey images, drawn at random, into the three channels of one: MNIST becomes Stacked "
+            "MNIST, with 1000 modes."
+        },
+    )
     resize_mode: ResizeMode = field(
         default="crop",
         metadata={
@@ -89,6 +96,8 @@ class ImageDataArguments:
         _ = self.image_size  # raises where `resolution` can't be read
         if self.channels not in (None, 1, 3):
             raise BadInput(f"--channels {self.channels}: images have 1 (grey) or 3 (colour) channels")
+        if self.stack_channels and (self.streaming or self.channels == 3):
+            raise BadInput("--stack_channels puts grey images together: leave out --streaming and --channels 3")
         if self.resize_mode not in get_args(ResizeMode):
             raise BadInput(f"--resize_mode {self.resize_mode}: choose one of {', '.join(get_args(ResizeMode))}")
         if not 0 <= self.validation_fraction < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -119,6 +120,11 @@ def load_images(args: ImageDataArguments) -> dict[str, ImageDataset | StreamingI
     Raises:
         BadInput: whatever is wrong with the dataset or with what was asked of it, in one line.
     """
+    if args.stack_channels:
+        from .stacked import stacked
+
+        grey = dataclasses.replace(args, stack_channels=False)
+        return {split: stacked(dataset) for split, dataset in load_images(grey).items()}
     if args.dataset_name == "digits":
         return load_digits(args)
     # The datasets library takes most of a second to import, and the embedded digits don't need it.
