@@ -12,6 +12,10 @@ _EXPORTS = {
     "AugmentationArguments": "hfgen.data",
     "AutoencoderMLP": "hfgen.vae",
     "BadInput": "hfgen.errors",
+    "GANArguments": "hfgen.gan",
+    "GANPipeline": "hfgen.gan",
+    "GANTrainer": "hfgen.gan",
+    "GANTrainingArguments": "hfgen.gan",
     "ImageDataArguments": "hfgen.data",
     "ImageDataset": "hfgen.data",
     "ImageTransform": "hfgen.data",
@@ -22,6 +26,7 @@ _EXPORTS = {
     "VAEArguments": "hfgen.vae",
     "VAEPipeline": "hfgen.vae",
     "VAETrainer": "hfgen.vae",
+    "build_gan": "hfgen.gan",
     "build_vae": "hfgen.vae",
     "load_images": "hfgen.data",
 }

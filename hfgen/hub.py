@@ -1,4 +1,5 @@
-"""Model cards, and publishing a run on the Hub: safetensors, configs, card and pictures; nothing that runs code."""
+"""Model cards, and publishing a run on the Hub: safetensors, configs, card and pictures; no pickles, and no code but
+that of a pipeline, which diffusers runs where a user trusts it."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from .tables import format_number, format_seconds
 
 # What may be published. A pattern's `*` crosses folders.
 ALLOW_PATTERNS = ["*.safetensors", "*.json", "*.md", "*.png", "*.txt", "*.jinja", "*.model"]
+ALLOW_PATTERNS += ["pipeline.py", "generator/*.py"]
 # What of that stays here: training state, caches, hidden and half-written files, what can be generated again.
 IGNORE_PATTERNS = [
     "*checkpoint-*/*",

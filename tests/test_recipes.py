@@ -19,6 +19,7 @@ OWN_TEXT = {"pretrain_causal_lm": "text", "pretrain_masked_lm": "text"}
 # How `hfgen generate` is asked; the same twice gives the same files.
 GENERATE = {
     "vae": ["--num_images", "3"],
+    "gan": ["--num_images", "3"],
     "pretrain_causal_lm": ["--prompt", "The with statement", "--num_samples", "2", "--max_new_tokens", "5"],
     "pretrain_masked_lm": ["--prompt", "The [MASK] statement"],
     "sft": ["--prompt", "What does os.path.join do?", "--max_new_tokens", "5"],
@@ -35,13 +36,13 @@ def image_folder(folder, resolution: str | None, channels: int | None):
     dice = np.random.default_rng(0)
     for label in ("cats", "dogs"):
         (folder / label).mkdir(parents=True)
-        for index in range(12):
+        for index in range(40):
             Image.fromarray(dice.integers(0, 256, shape, dtype=np.uint8)).save(folder / label / f"{index}.png")
     return folder
 
 
 def test_there_are_recipes():
-    assert {("vae", "digits"), ("pretrain_causal_lm", "stdlib")} <= set(CONFIGS)
+    assert {("vae", "digits"), ("gan", "digits"), ("pretrain_causal_lm", "stdlib")} <= set(CONFIGS)
     assert {recipe.name for recipe in list_recipes()} == GENERATE.keys()
 
 
@@ -92,6 +93,8 @@ def test_two_real_steps_of_every_config(recipe, config, tmp_path, capsys):
     assert run(["evaluate", str(folder), *fewer]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert json.loads((folder / "evaluation.json").read_text()) == figures
+    if recipe == "gan":
+        assert figures["num_samples"] == figures["num_reals"] and "trained on" in figures["feature_model"]
     if recipe == "vae":
         assert figures["iw_bound"] > figures["elbo"] - 0.1 * abs(figures["elbo"])  # one noisy sample against twenty
         assert (folder / "generated" / "grid.png").exists()

@@ -1,0 +1,502 @@
+"""Training a generator against a discriminator."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import deque
+from contextlib import nullcontext
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from ..arguments import TrainingArguments
+from ..errors import BadInput
+from ..evaluation import FeatureModel, evaluate_features, evaluate_samples, load_feature_model
+from ..optimizer import make_optimizer
+from ..seeding import evaluation_generator
+from ..spectral import plain_state_dict
+from ..trainer import Trainer
+from .arguments import GANArguments
+from .augment import ADA, AdaptiveProbability, augment
+from .evaluation import evaluate_gan
+from .figures import ProgressPictures
+from .history import History, SignMean
+from .losses import LOSSES, discriminator_accuracy
+from .module import GroupDiscriminator
+from .monitors import gan_monitors
+from .penalties import consistency, input_gradients, interpolate, one_centered, zero_centered
+from .pipeline import GANPipeline
+
+# Steps over which ADA collects the discriminator's signs before it adjusts (Karras et al. 2020, section 3.1).
+ADA_INTERVAL = 4
+# The fewest held-out samples among which a sample's five nearest can be found.
+FEWEST_REALS = 6
+# A step's values that the monitors look back at.
+HISTORY = ("d_accuracy", "g_logit_grad", "g_grad_norm", "d_grad_norm", "logit_max")
+
+
+class GANTrainer(Trainer):
+    """Trains a generator and a discriminator, and publishes a [`GANPipeline`] of the generator's moving average.
+
+    One optimizer step is `d_steps` steps of the discriminator, each on real samples of its own, and one of the
+    generator; both accumulate over `gradient_accumulation_steps` micro-batches exactly. Batch normalisation takes the
+    statistics of a micro-batch and of a rank, as DistributedDataParallel does: with it, and with `minibatch_std`,
+    accumulating and two ranks are not the same as one larger batch.
+
+    It logs `d_loss` and `g_loss`, and as `loss` their sum (which is what must stay finite), the penalties before their
+    weight, and what the monitors look at:
+
+    - `d_accuracy`: share of logits on their side of the boundary, or of pairs in the right order;
+    - `logit_max`: the largest |logit|;
+    - `g_logit_grad`: mean |dL_G / dlogit| of a sample, times the number of samples;
+    - `g_grad_norm`, `d_grad_norm`: norms of the gradients, before clipping.
+
+    Args:
+        generator: (latents (B, latent_dim), class_labels (B,) or None) -> samples, in [-1, 1] if they are images; a
+            `ModelMixin` with `latent_dim` and `num_classes` in its config, from [`build_gan`] or your own.
+        discriminator: (samples, class_labels) -> logits (B,).
+        args: see [`TrainingArguments`]; [`GANTrainingArguments`] has defaults for a GAN.
+        gan_args: see [`GANArguments`]; its network options are not looked at here.
+        cache_dir: where a feature model is kept; by default the datasets library's cache.
+        train_dataset, eval_dataset, **options: as for [`Trainer`]; a batch holds `pixel_values` (B, C, H, W) in
+            [0, 1] once `batch_transform` has seen it, or vectors (B, D) under `samples`; and `labels`, (B,) long, for
+            a conditional generator.
+
+    Raises:
+        BadInput: under DeepSpeed, FSDP or fp16; too few held-out samples; or options that don't fit the
+            networks or the data.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        args: TrainingArguments,
+        gan_args: GANArguments,
+        train_dataset=None,
+        eval_dataset=None,
+        cache_dir: str | None = None,
+        **options,
+    ):
+        self.gan_args, self.cache_dir = gan_args, cache_dir
+        self.generator_network, self.discriminator_network = generator, GroupDiscriminator(discriminator)
+        self.loss = LOSSES[gan_args.loss]
+        self.latent_dim, self.num_classes = generator.config.latent_dim, generator.config.get("num_classes")
+        self.packing = getattr(discriminator.config, "packing", 1)
+        if args.per_device_train_batch_size % self.packing:
+            raise BadInput(
+                f"--per_device_train_batch_size {args.per_device_train_batch_size} does not fill packs of "
+                f"{self.packing} (--packing): use a multiple of it"
+            )
+        if eval_dataset is not None and len(eval_dataset) < FEWEST_REALS:
+            raise BadInput(
+                f"{len(eval_dataset)} samples are held out, and the scores take at least {FEWEST_REALS}: raise "
+                "--validation_fraction, or set it to 0"
+            )
+        if args.fp16:
+            raise BadInput("--fp16: gradient penalties underflow in float16; use --bf16, or leave both out")
+        super().__init__(generator, args, train_dataset, eval_dataset, **options)
+        self._history = History(args.monitor_steps)
+        self.accelerator.register_for_checkpointing(self._history)
+        self.ada = None
+        if gan_args.adaptive:
+            self.ada = AdaptiveProbability(gan_args.ada_target)
+            self._signs = SignMean()
+            self.accelerator.register_for_checkpointing(self.ada, self._signs)
+        if train_dataset is not None:
+            for monitor in gan_monitors(self):
+                self.add_callback(monitor)
+            if generator.config.get("sample_size") is not None:
+                self.add_callback(ProgressPictures(self))
+
+    # ---- preparation ------------------------------------------------------------------------------------------------
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer | None):
+        """Hands both networks and both optimizers to Accelerate."""
+        if self.accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            raise BadInput(
+                f"{self.accelerator.distributed_type.value} holds one model, and a GAN has two: launch with "
+                "accelerate_configs/ddp.yaml instead"
+            )
+        if self.train_dataset is None:
+            self.discriminator, self.discriminator_optimizer = self.discriminator_network, None
+            return super().prepare(model, optimizer)
+        optimizers = optimizer or make_optimizer(model, self.args), self._discriminator_optimizer()
+        prepared = self.accelerator.prepare(model, self.discriminator_network, *optimizers)
+        model, self.discriminator, optimizer, self.discriminator_optimizer = prepared
+        return model, optimizer
+
+    def _discriminator_optimizer(self) -> torch.optim.Optimizer:
+        args = copy.copy(self.args)
+        args.learning_rate = self.learning_rates[1]
+        return make_optimizer(self.discriminator_network, args)
+
+    @property
+    def optimizers(self) -> list:
+        return [self.optimizer, self.discriminator_optimizer]
+
+    @property
+    def learning_rates(self) -> list[float]:
+        own = self.gan_args.discriminator_learning_rate
+        return [self.args.learning_rate, self.args.learning_rate if own is None else own]
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        return self.args.gradient_accumulation_steps * self.gan_args.d_steps
+
+    # ---- one step ---------------------------------------------------------------------------------------------------
+
+    def draw_noise(self, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """All the noise of a step but the augmentation's, from `self.generator`: `latents`, `instance` (both standard
+        normal), and `position` (uniform in [0, 1), of the penalty between real and generated)."""
+        draw = torch.rand if kind == "position" else torch.randn
+        return draw(shape, generator=self.generator, device=self.device)
+
+    def training_step(self, batches: list[dict]) -> dict[str, torch.Tensor]:
+        """`d_steps` steps of the discriminator, then one of the generator, on the last of their samples."""
+        size = self.args.gradient_accumulation_steps
+        pairs = [self._real(batch) for batch in batches]
+        for begin in range(0, len(pairs), size):
+            d_outputs = self._discriminator_step(pairs[begin : begin + size])
+        g_outputs = self._generator_step(pairs[-size:])
+        outputs = {"loss": d_outputs["d_loss"] + g_outputs["g_loss"], **d_outputs, **g_outputs}
+        self._history.append({name: outputs[name] for name in HISTORY}, self.accelerator)
+        return outputs
+
+    def _real(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The batch's samples as the networks see them, and its labels where they matter."""
+        samples = batch["samples"] if "samples" in batch else torch.add(-1.0, batch["pixel_values"], alpha=2.0)
+        if self.num_classes is None:
+            return samples, None
+        if "labels" not in batch:
+            raise BadInput("--class_conditional needs labels, and this data has none: leave it out")
+        return samples, batch["labels"]
+
+    def _discriminator_step(self, pairs: list[tuple[torch.Tensor, torch.Tensor | None]]) -> dict[str, torch.Tensor]:
+        outputs = []
+        for real, labels in pairs:
+            with self._accumulate(self.discriminator, len(pairs)):
+                values = self._discriminator_loss(real, labels)
+                self.backward(values.pop("total"))
+                outputs.append(values)
+        norm = self._optimizer_step(self.discriminator, self.discriminator_optimizer)
+        if self.gan_args.weight_clip:
+            self._clip_weights()
+        if self.ada is not None:
+            self._adapt()
+        return _combined(outputs) | {"d_grad_norm": norm}
+
+    def _discriminator_loss(self, real: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        args = self.gan_args
+        with torch.no_grad():
+            fake = self.generator_network(self.draw_noise("latents", (len(real), self.latent_dim)), labels).float()
+            # Aliases: the gradient that a penalty asks of them is no concern of the batch.
+            real, fake = self._seen(real).detach(), self._seen(fake).detach()
+        groups, penalised = [real, fake], self._penalised(real, fake)
+        groups += [group for group, _, _ in penalised.values() if group is not real and group is not fake]
+        if args.consistency != "none":
+            shifted = [real, fake] if args.consistency == "both" else [real]
+            groups += [self._shifted(group) for group in shifted]
+        for group, _, _ in penalised.values():
+            group.requires_grad_(True)
+        logits = self.discriminator(groups, labels)
+        real_logits, fake_logits = logits[0], logits[1]
+        smoothing = {"smoothing": args.label_smoothing} if self.loss.smooths_labels else {}
+        loss = total = self.loss.discriminator(real_logits, fake_logits, **smoothing)
+        values = {"d_loss": loss.detach()}
+        if penalised:
+            chosen = [next(k for k, g in enumerate(groups) if g is group) for group, _, _ in penalised.values()]
+            gradients = input_gradients([logits[k] for k in chosen], [groups[k] for k in chosen])
+            for (name, (_, penalty, weight)), gradient in zip(penalised.items(), gradients, strict=True):
+                value = penalty(gradient)
+                total = total + weight * args.penalty_every * self._penalty_decay() * value
+                values[name] = value.detach()
+        if args.consistency != "none":
+            changed = sum(consistency(a, b) for a, b in zip(logits, logits[-len(shifted) :], strict=False))
+            total = total + args.consistency_weight * changed
+            values["consistency"] = changed.detach()
+        real_logits, fake_logits = real_logits.detach(), fake_logits.detach()
+        if self.ada is not None:
+            self._signs.add(self._certainty(real_logits, fake_logits), len(real_logits))
+        values["d_accuracy"] = discriminator_accuracy(self.loss, real_logits, fake_logits)
+        values["logit_max"] = torch.maximum(real_logits.abs().max(), fake_logits.abs().max())
+        return {"total": total, **values}
+
+    def _penalised(self, real: torch.Tensor, fake: torch.Tensor) -> dict[str, tuple]:
+        """By name: the samples at which the logits' gradient is penalised in this step, how, and the weight."""
+        args = self.gan_args
+        if self.state.global_step % args.penalty_every:
+            return {}
+        found = {}
+        weights = args.penalty_weights(images=real.ndim == 4)
+        for name, group, weight in zip(("r1", "r2"), (real, fake), weights, strict=True):
+            if weight:
+                found[name] = (group, zero_centered, weight)
+        if args.gradient_penalty != "none":
+            between = interpolate(real, fake, self.draw_noise("position", (len(real),)))
+            penalty = one_centered if args.gradient_penalty == "one_centered" else zero_centered
+            found["gradient_penalty"] = (between, penalty, args.gradient_penalty_weight)
+        return found
+
+    def _penalty_decay(self) -> float:
+        """The share of the penalties' weights in this step (Huang et al. 2024, section 4, anneal them too)."""
+        return self.gan_args.penalty_decay ** (self.state.global_step / max(self.state.max_steps, 1))
+
+    def _generator_step(self, pairs: list[tuple[torch.Tensor, torch.Tensor | None]]) -> dict[str, torch.Tensor]:
+        outputs = []
+        judge = self.discriminator_network
+        judge.requires_grad_(False)
+        try:
+            for real, labels in pairs:
+                with self._accumulate(self.model, len(pairs)):
+                    loss, fake_logits = self._generator_loss(real, labels)
+                    fake_logits.retain_grad()
+                    self.backward(loss)
+                    # The loss is a mean, over the logits and over the micro-batches.
+                    slope = fake_logits.grad.abs().sum() * len(pairs)
+                    outputs.append({"g_loss": loss.detach(), "g_logit_grad": slope})
+        finally:
+            judge.requires_grad_(True)
+        return _combined(outputs) | {"g_grad_norm": self._optimizer_step(self.model, self.optimizer)}
+
+    def _generator_loss(self, real: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss, and the logits of the generated samples. The discriminator is called without its wrapper, which
+        would wait for gradients that never come."""
+        fake = self.model(self.draw_noise("latents", (len(real), self.latent_dim)), labels).float()
+        (fake_logits,) = self.discriminator_network([self._seen(fake)], labels)
+        real_logits = None
+        if self.loss.paired:
+            with torch.no_grad():
+                (real_logits,) = self.discriminator_network([self._seen(real)], labels)
+        return self.loss.generator(real_logits, fake_logits), fake_logits
+
+    def _accumulate(self, model: nn.Module, count: int):
+        return self.accelerator.accumulate(model) if count > 1 else nullcontext()
+
+    def _optimizer_step(self, model: nn.Module, optimizer) -> torch.Tensor:
+        """Steps; returns the norm of the gradients."""
+        if self.args.max_grad_norm > 0:
+            return self.optimizer_step(model, optimizer)["grad_norm"]
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.optimizer_step(model, optimizer)
+        return norm
+
+    @torch.no_grad()
+    def _clip_weights(self) -> None:
+        weights, limit = list(self.discriminator_network.parameters()), self.gan_args.weight_clip
+        torch._foreach_clamp_min_(weights, -limit)
+        torch._foreach_clamp_max_(weights, limit)
+
+    # ---- what the discriminator sees --------------------------------------------------------------------------------
+
+    def _seen(self, samples: torch.Tensor) -> torch.Tensor:
+        """Augmented, with the instance noise of this step (Sonderby et al. 2017): real and generated alike."""
+        args = self.gan_args
+        if self.ada is not None:
+            samples = augment(samples, ADA, self.ada.value, self.generator)
+        elif args.diff_augment:
+            samples = augment(samples, args.diff_augment, 1.0, self.generator)
+        deviation = self._noise_deviation()
+        if deviation > 0:
+            samples = samples + deviation * self.draw_noise("instance", samples.shape)
+        return samples
+
+    def _noise_deviation(self) -> float:
+        steps = self.gan_args.instance_noise_steps or self.state.max_steps
+        return self.gan_args.instance_noise * max(0.0, 1 - self.state.global_step / max(steps, 1))
+
+    def _shifted(self, samples: torch.Tensor) -> torch.Tensor:
+        if samples.ndim != 4:
+            raise BadInput("--consistency shifts images, and these samples are vectors: leave it out")
+        return augment(samples.detach(), ("translation",), 1.0, self.generator)
+
+    def _certainty(self, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+        """Sum of sign(D(real)), over its boundary, or over the generated sample where only pairs compare."""
+        other = fake_logits if self.loss.boundary is None else self.loss.boundary
+        return (real_logits - other).sign().sum()
+
+    def _adapt(self) -> None:
+        """Moves ADA's probability every few steps of the discriminator, by the signs of all ranks."""
+        if (self.state.global_step + 1) % ADA_INTERVAL == 0 and self._signs.count:
+            sign_mean, count = self._signs.take(self.accelerator)
+            self.ada.update(sign_mean, count)
+
+    # ---- saving -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def export(self, model: nn.Module, directory: Path) -> None:
+        """Writes a [`GANPipeline`] and, beside it, the discriminator, both without parametrizations."""
+        generator = plain_copy(model)
+        if isinstance(self.discriminator_network.discriminator, ModelMixin):
+            plain_copy(self.discriminator_network.discriminator).save_pretrained(directory / "discriminator")
+        if isinstance(generator, ModelMixin) and generator.config.get("sample_size") is not None:
+            names = getattr(self.train_dataset, "label_names", None) if self.num_classes else None
+            GANPipeline(generator, label_names=names).save_pretrained(directory)
+        else:
+            generator.save_pretrained(directory / "generator")
+
+    # ---- samples ----------------------------------------------------------------------------------------------------
+
+    @property
+    def history(self) -> deque[dict[str, float]]:
+        """The last `monitor_steps` steps' values (`d_accuracy`, ...), the oldest first, the same on every rank."""
+        return self._history.read()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        count: int,
+        generator: torch.Generator | None = None,
+        noise: torch.Tensor | None = None,
+        class_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Samples of the generator as it is now (its average inside [`published_weights`]); training does not notice.
+
+        Args:
+            count: how many.
+            generator: of the latents and labels; any device. None only with `noise`.
+            noise: latents (count, latent_dim) instead.
+            class_labels: (count,) long; by default as frequent as in the training data: drawn, or with `noise` spread
+                evenly over them.
+
+        Returns:
+            (count, C, H, W) in [-1, 1], or vectors (count, D), float32.
+        """
+        if noise is None:
+            noise = torch.randn((count, self.latent_dim), generator=generator, device=generator.device)
+        if class_labels is None:
+            class_labels = self.sample_labels(count, generator)
+        was_training = self.generator_network.training
+        self.generator_network.eval()
+        try:
+            size = self.args.per_device_eval_batch_size
+            chunks = noise.to(self.device).split(size)
+            labels = [None] * len(chunks) if class_labels is None else class_labels.to(self.device).split(size)
+            return torch.cat([self.generator_network(z, y).float() for z, y in zip(chunks, labels, strict=True)])
+        finally:
+            self.generator_network.train(was_training)
+
+    def sample_labels(self, count: int, generator: torch.Generator | None = None) -> torch.Tensor | None:
+        """(count,) long, with the frequencies of the training data where they are known; None without classes."""
+        if self.num_classes is None:
+            return None
+        known = getattr(self.train_dataset, "labels", None)
+        known = torch.arange(self.num_classes) if known is None else torch.from_numpy(np.sort(known))
+        if generator is None:
+            return known[torch.linspace(0, len(known) - 1, count).round().long()]
+        return known[torch.randint(len(known), (count,), generator=generator, device=generator.device).cpu()]
+
+    def real_samples(self, count: int, seed: int = 0) -> torch.Tensor:
+        """A fixed random choice of the training samples, without augmentation, in the family's range, on the device.
+
+        Returns:
+            (count, ...), fewer where there are fewer; of a stream, the first ones.
+        """
+        dataset = self.train_dataset if self.train_dataset is not None else self.eval_dataset
+        size = min(count, self.args.per_device_eval_batch_size)
+        if hasattr(dataset, "micro_batches"):
+            batches = dataset.micro_batches(seed=seed, epoch=0, skip=0, batch_size=size, rank=0, world_size=1)
+            batches = islice(batches, math.ceil(count / size))
+        else:
+            chosen = np.random.default_rng([seed, 1]).permutation(len(dataset))[:count]
+            batches = (
+                self.data_collator(dataset.__getitems__(part))
+                for part in np.split(chosen, range(size, len(chosen), size))
+            )
+        return torch.cat([self._real(self.prepare_batch(batch, None))[0] for batch in batches])[:count]
+
+    @torch.no_grad()
+    def embed(self, samples: torch.Tensor) -> torch.Tensor:
+        """Where distances between samples mean something: vectors themselves; images' features, (N, d)."""
+        if samples.ndim == 2:
+            return samples
+        size = self.args.per_device_eval_batch_size
+        return torch.cat([self.feature_model(to_unit(part)) for part in samples.to(self.device).split(size)])
+
+    @cached_property
+    def feature_model(self) -> FeatureModel:
+        """The embedding that `--feature_model` names (see [`hfgen.evaluation.load_feature_model`])."""
+        dataset = self.train_dataset if self.train_dataset is not None else self.eval_dataset
+        options = {"cache_dir": self.cache_dir, "seed": self.args.seed, "device": self.device}
+        return load_feature_model(self.gan_args.feature_model, dataset, **options)
+
+    # ---- evaluation -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluation_step(self, batch: dict) -> dict[str, torch.Tensor]:
+        """What the discriminator thinks of samples that it was not trained on: `d_loss`, `d_accuracy`."""
+        real, labels = self._real(batch)
+        packing = self.packing
+        if len(real) % packing:  # the last batch: some of it twice, to fill the last pack
+            rows = torch.arange(-(-len(real) // packing) * packing, device=real.device) % len(real)
+            real, labels = real[rows], None if labels is None else labels[rows]
+        fake = self.generator_network(self.draw_noise("latents", (len(real), self.latent_dim)), labels).float()
+        self.discriminator_network.eval()
+        try:
+            logits = self.discriminator_network([real, fake], labels)
+        finally:
+            self.discriminator_network.train()
+        return {"d_loss": self.loss.discriminator(*logits), "d_accuracy": discriminator_accuracy(self.loss, *logits)}
+
+    def dataset_metrics(self, dataset, metric_key_prefix: str) -> dict[str, float]:
+        """FID and the others, of as many samples as the dataset has, at most `eval_samples`."""
+        count = min(self.gan_args.eval_samples, len(dataset))
+        rows = np.linspace(0, len(dataset) - 1, count).round().astype(int)
+        batches = (self.data_collator(dataset.__getitems__(part)) for part in np.array_split(rows, -(-count // 256)))
+        reals = torch.cat([self._real(self.prepare_batch(batch, None))[0] for batch in batches])
+        with self.published_weights():
+            samples = self.sample(count, evaluation_generator(self.args.seed))
+        if samples.ndim == 2:
+            metrics = evaluate_features(reals, samples)
+        else:
+            metrics = evaluate_samples(to_unit(samples), to_unit(reals), self.feature_model)
+        return {f"{metric_key_prefix}_{name}": v for name, v in metrics.items() if not isinstance(v, str)}
+
+    def test(self, dataset, metric_key_prefix: str = "test") -> dict[str, float | int | str]:
+        """Measures what was published in `output_dir` with [`evaluate_gan`] (on the main process; {} on others)."""
+        if not self.accelerator.is_main_process:
+            return {}
+        pipeline = GANPipeline.from_pretrained(self.args.output_dir).to(self.device)
+        training = self.train_dataset if hasattr(self.train_dataset, "__getitems__") else None
+        metrics = evaluate_gan(
+            pipeline,
+            dataset,
+            self.feature_model,
+            num_samples=self.gan_args.eval_samples,
+            training=training,
+            batch_size=self.args.per_device_eval_batch_size,
+            seed=self.args.seed,
+        )
+        return {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+
+
+def to_unit(images: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] -> [0, 1], cut off at both ends."""
+    return torch.add(0.5, images, alpha=0.5).clamp(0, 1)
+
+
+def plain_copy(network: nn.Module) -> nn.Module:
+    """The same network in evaluation mode, spectral normalisation folded into its weights; shares its tensors."""
+    if not isinstance(network, ModelMixin):
+        return network
+    was_training = network.training
+    with torch.device("meta"):
+        plain = type(network).from_config(network.config)
+    plain.load_state_dict(plain_state_dict(network.eval()), assign=True)
+    network.train(was_training)
+    return plain.eval()
+
+
+def _combined(outputs: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Means over the micro-batches, and the largest logit."""
+    if len(outputs) == 1:
+        return outputs[0]
+    columns = {name: torch.stack([entry[name] for entry in outputs]) for name in outputs[0]}
+    return {name: values.max() if name == "logit_max" else values.mean() for name, values in columns.items()}
