@@ -62,18 +62,21 @@ def bare_turn(images: torch.Tensor) -> float:
     return STEPS * BATCH / (time.perf_counter() - begin)
 
 
-def our_turn(dataset: ImageDataset, features) -> float:
-    gan_args = GANArguments(**OPTIONS)
+def our_turn(
+    dataset: ImageDataset, features, network=OPTIONS, steps: int = STEPS, batch: int = BATCH, **training
+) -> float:
+    gan_args = GANArguments(**network)
     torch.manual_seed(0)
     networks = build_gan(gan_args, dataset.image_size, dataset.num_channels)
     with tempfile.TemporaryDirectory() as folder:
         args = GANTrainingArguments(
             output_dir=folder,
-            per_device_train_batch_size=BATCH,
-            max_steps=STEPS,
+            per_device_train_batch_size=batch,
+            max_steps=steps,
             save_strategy="no",
             monitor_steps=MONITOR_STEPS,
             disable_tqdm=True,
+            **training,
         )
         trainer = GANTrainer(*networks, args, gan_args, dataset, batch_transform=ImageTransform())
         trainer.__dict__["feature_model"] = features

@@ -300,9 +300,9 @@ class GANTrainer(Trainer):
         """Augmented, with the instance noise of this step (Sonderby et al. 2017): real and generated alike."""
         args = self.gan_args
         if self.ada is not None:
-            samples = augment(samples, ADA, self.ada.value, self.generator)
+            samples = augment(_images(samples, "augment_policy"), ADA, self.ada.value, self.generator)
         elif args.diff_augment:
-            samples = augment(samples, args.diff_augment, 1.0, self.generator)
+            samples = augment(_images(samples, "augment_policy"), args.diff_augment, 1.0, self.generator)
         deviation = self._noise_deviation()
         if deviation > 0:
             samples = samples + deviation * self.draw_noise("instance", samples.shape)
@@ -313,9 +313,7 @@ class GANTrainer(Trainer):
         return self.gan_args.instance_noise * max(0.0, 1 - self.state.global_step / max(steps, 1))
 
     def _shifted(self, samples: torch.Tensor) -> torch.Tensor:
-        if samples.ndim != 4:
-            raise BadInput("--consistency shifts images, and these samples are vectors: leave it out")
-        return augment(samples.detach(), ("translation",), 1.0, self.generator)
+        return augment(_images(samples, "consistency").detach(), ("translation",), 1.0, self.generator)
 
     def _certainty(self, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
         """Sum of sign(D(real)), over its boundary, or over the generated sample where only pairs compare."""
@@ -475,6 +473,17 @@ class GANTrainer(Trainer):
             seed=self.args.seed,
         )
         return {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+
+
+def _images(samples: torch.Tensor, option: str) -> torch.Tensor:
+    """The samples, which an option changes as images.
+
+    Raises:
+        BadInput: they are vectors.
+    """
+    if samples.ndim != 4:
+        raise BadInput(f"--{option} is for images, and these samples are vectors: leave it out")
+    return samples
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:

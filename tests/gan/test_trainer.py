@@ -9,6 +9,7 @@ from accelerate.utils import DistributedType
 from gan.small import SharedNoise, digits, logged, make_trainer
 
 from hfgen.errors import BadInput
+from hfgen.gan import GANArguments, GANTrainer, GANTrainingArguments, build_gan
 from hfgen.gan.losses import LOSSES
 from hfgen.gan.penalties import input_gradients, zero_centered
 
@@ -365,22 +366,33 @@ def test_evaluation_names_its_metrics(tmp_path):
     }
 
 
+class Ring:
+    fingerprint = "ring"
+
+    def __len__(self):
+        return 256
+
+    def __getitems__(self, indices):
+        angle = torch.as_tensor(indices).float()
+        return {"samples": torch.stack([angle.cos(), angle.sin()], 1)}
+
+
+def ring_trainer(output_dir, **options):
+    gan_args = GANArguments(architecture="mlp", hidden_sizes=[16], latent_dim=2, **options)
+    args = GANTrainingArguments(output_dir=str(output_dir), max_steps=4, save_strategy="no", use_cpu=True)
+    return GANTrainer(*build_gan(gan_args, None, 2), args, gan_args, Ring(), Ring())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("augment_policy", ["ada"]), ("augment_policy", ["color"]), ("consistency", "real")]
+)
+def test_options_for_images_are_refused_for_vectors(tmp_path, option, value):
+    with pytest.raises(BadInput, match=f"--{option} is for images, and these samples are vectors: leave it out"):
+        ring_trainer(tmp_path, **{option: value}).train()
+
+
 def test_vectors_train_too(tmp_path):
-    from hfgen.gan import GANArguments, GANTrainer, GANTrainingArguments, build_gan
-
-    class Ring:
-        fingerprint = "ring"
-
-        def __len__(self):
-            return 256
-
-        def __getitems__(self, indices):
-            angle = torch.as_tensor(indices).float()
-            return {"samples": torch.stack([angle.cos(), angle.sin()], 1)}
-
-    gan_args = GANArguments(architecture="mlp", hidden_sizes=[16], latent_dim=2)
-    args = GANTrainingArguments(output_dir=str(tmp_path), max_steps=4, save_strategy="no", use_cpu=True)
-    trainer = GANTrainer(*build_gan(gan_args, None, 2), args, gan_args, Ring(), Ring())
+    trainer = ring_trainer(tmp_path)
     trainer.train()
     assert trainer.sample(5, torch.Generator()).shape == (5, 2)
     assert torch.equal(trainer.embed(trainer.real_samples(7)), trainer.real_samples(7))
