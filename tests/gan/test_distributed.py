@@ -35,7 +35,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [v if "default" in v else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS]
+)
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path, variant):
     ends = []
     for processes, size in ((1, 16), (2, 8)):

@@ -34,7 +34,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [k if k == "resnet" else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
 def test_a_run_publishes_its_average_and_the_code_that_runs_it(kind, tmp_path):
     trainer = make_trainer(tmp_path / "run", **KINDS[kind])
     trainer.train()

@@ -82,7 +82,9 @@ def optimizers(folder):
     }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [v if v == "two processes" else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS]
+)
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, variant):
     processes, flags = VARIANTS[variant]
     flags = [SCRIPT, *FLAGS, *flags]

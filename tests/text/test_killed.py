@@ -41,8 +41,9 @@ RECIPES = {
         "--decoder_overrides={n_embd: 64, n_layer: 1, n_head: 2, resid_pdrop: 0.2}",
     ],
 }
+QUICK = ("pretrain_causal_lm", 2)
 CASES = [
-    pytest.param(recipe, processes, marks=[] if recipe == "pretrain_causal_lm" else pytest.mark.slow)
+    pytest.param(recipe, processes, marks=[] if (recipe, processes) == QUICK else pytest.mark.slow)
     for recipe in RECIPES
     for processes in (1, 2)
 ]
