@@ -10,7 +10,7 @@ import yaml
 
 from ..config import nearest
 from ..errors import BadInput
-from ..launch import has_accelerator, set_cpu_threads, supports_bf16
+from ..launch import has_accelerator, keep_freed_memory, set_cpu_threads, supports_bf16
 
 
 @dataclass
@@ -216,6 +216,7 @@ class TextDefaults:
             self.use_cpu = True
         if self.use_cpu:
             set_cpu_threads()
+            keep_freed_memory()
             self.dataloader_pin_memory = False
             if self.fp16:
                 raise BadInput("--fp16 needs a GPU; on a CPU leave it out (float32)")
