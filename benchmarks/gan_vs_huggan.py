@@ -38,7 +38,7 @@ OPTIONS = {
 PEER = """
 import json, os, sys, time, types
 clone, data, count, batch, hidden, output = sys.argv[1:]
-import torch
+import accelerate, datasets, torch, torchvision  # before the stand-ins: they look for wandb
 torch.set_num_threads(len(os.sched_getaffinity(0)))
 ends = []
 def stand_in(name, **members):
@@ -55,7 +55,6 @@ stand_in("huggan.pytorch.metrics")
 stand_in("huggan.pytorch.metrics.inception", InceptionV3=torch.nn.Identity)
 stand_in("huggan.pytorch.metrics.fid_score", calculate_fretchet=epoch_ended)
 stand_in("huggan.pytorch.huggan_mixin", HugGANModelHubMixin=object)
-import accelerate, datasets
 Accelerator, load = accelerate.Accelerator, datasets.load_dataset
 accelerate.Accelerator = lambda fp16=None, **options: Accelerator(**options)
 def some(name):
