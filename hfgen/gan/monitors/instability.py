@@ -106,7 +106,8 @@ def spikes(norms: list[float]) -> float:
     """The share of norms above 10 times their median; nan if one is not finite."""
     if not all(math.isfinite(norm) for norm in norms):
         return math.nan
-    return sum(norm > SPIKE * statistics.median(norms) for norm in norms) / len(norms)
+    limit = SPIKE * statistics.median(norms)
+    return sum(norm > limit for norm in norms) / len(norms)
 
 
 def projected(features: Tensor) -> Tensor:
