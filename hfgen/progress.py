@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import datasets
 from tqdm.auto import tqdm
 from transformers.trainer_callback import CallbackHandler
 
@@ -36,6 +35,8 @@ def closing_bars(handler: CallbackHandler) -> Iterator[None]:
 @contextmanager
 def few_bars(rows: int) -> Iterator[None]:
     """Inside, the datasets library shows its progress bars only for many rows."""
+    import datasets  # takes most of a second, and images that come with the install don't need it
+
     hide = rows < FEW_ROWS and not datasets.are_progress_bars_disabled()
     if hide:
         datasets.disable_progress_bars()
