@@ -12,12 +12,13 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, Scheduler
 
 from .config import nearest
 from .errors import BadInput
+from .options import CheckedOptions
 
 TRACKERS = ("trackio", "tensorboard", "wandb", "mlflow")
 
 
 @dataclass
-class TrainingArguments:
+class TrainingArguments(CheckedOptions):
     """Options of [`Trainer`]. Where transformers.TrainingArguments has the name, the meaning is the same.
 
     Raises:
@@ -172,10 +173,6 @@ class TrainingArguments:
             raise BadInput(
                 "--load_best_model_at_end and --early_stopping_patience need evaluations: set --eval_strategy steps"
             )
-
-    def _require(self, name: str, holds: bool, range_: str) -> None:
-        if not holds:
-            raise BadInput(f"--{name} is {getattr(self, name)}; it must be {range_}")
 
     @property
     def trackers(self) -> list[str]:

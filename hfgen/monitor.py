@@ -48,9 +48,12 @@ class Monitor(TrainerCallback, ExportableState):
             return
         self.hits += 1
         if not self.spoke and self.hits >= (2 if last else self.patience):
-            self.spoke = True
-            message, values = found
-            self.trainer.alarm(self.name, message, **values)
+            self.speak(*found)
+
+    def speak(self, message: str, values: dict[str, float]) -> None:
+        """The alarm, once."""
+        self.spoke = True
+        self.trainer.alarm(self.name, message, **values)
 
     def state(self) -> dict:
         return {"args": {}, "attributes": {"hits": self.hits, "spoke": self.spoke}}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ..arguments import TrainingArguments
 from ..errors import BadInput
+from ..options import CheckedOptions
+from .augment import DIFFAUGMENT
 from .losses import LOSSES
 
-AUGMENTATIONS = ("color", "translation", "cutout", "ada")
+AUGMENTATIONS = (*DIFFAUGMENT, "ada")
 NETWORK_OPTIONS = (
     "architecture",
     "latent_dim",
@@ -45,7 +46,7 @@ class GANTrainingArguments(TrainingArguments):
 
 
 @dataclass
-class GANArguments:
+class GANArguments(CheckedOptions):
     """Options of the two networks, of their objectives, and of what keeps them in balance.
 
     Raises:
@@ -167,18 +168,15 @@ class GANArguments:
         self._check_loss()
         self._check_augmentation()
 
-    def changed(self, *names: str) -> list[str]:
-        """Those of the named options that do not have their default."""
-        defaults = {
-            f.name: f.default_factory() if f.default is dataclasses.MISSING else f.default
-            for f in dataclasses.fields(self)
-        }
-        return [name for name in names if getattr(self, name) != defaults[name]]
-
     def penalty_weights(self, images: bool) -> tuple[float, float]:
         """The weights of (R1, R2); by default what was best on small images, and on vectors in two dimensions."""
         default = 0.0 if self.loss != "relativistic" else 5.0 if images else 0.1
         return tuple(default if weight is None else weight for weight in (self.r1_weight, self.r2_weight))
+
+    @property
+    def penalised(self) -> bool:
+        """Whether a gradient penalty keeps the discriminator smooth."""
+        return any(self.penalty_weights(images=True)) or self.gradient_penalty != "none"
 
     @property
     def diff_augment(self) -> tuple[str, ...]:
@@ -188,10 +186,6 @@ class GANArguments:
     @property
     def adaptive(self) -> bool:
         return self.augment_policy == ["ada"]
-
-    def _require(self, name: str, holds: bool, range_: str) -> None:
-        if not holds:
-            raise BadInput(f"--{name} is {getattr(self, name)}; it must be {range_}")
 
     def _check_ranges(self) -> None:
         for name in ("latent_dim", "layers_per_block", "packing", "penalty_every", "d_steps"):
@@ -240,15 +234,14 @@ class GANArguments:
         smooth = self.weight_clip or self.gradient_penalty != "none" or self.spectral_norm != "none"
         if self.loss == "wasserstein" and not smooth:
             raise BadInput("--loss wasserstein needs --gradient_penalty one_centered, or --weight_clip 0.01")
-        penalised = any(self.penalty_weights(images=True)) or self.gradient_penalty != "none"
-        if penalised and self.discriminator_batch_norm:
+        if self.penalised and self.discriminator_batch_norm:
             raise BadInput("--discriminator_batch_norm: a gradient penalty is of one sample at a time: leave it out")
         for name in self.changed("gradient_penalty_weight"):
             if self.gradient_penalty == "none":
                 raise BadInput(f"--{name} does nothing without --gradient_penalty: leave it out")
-        if self.penalty_every > 1 and not penalised:
+        if self.penalty_every > 1 and not self.penalised:
             raise BadInput("--penalty_every does nothing without a gradient penalty: leave it out")
-        if self.changed("penalty_decay") and not penalised:
+        if self.changed("penalty_decay") and not self.penalised:
             raise BadInput("--penalty_decay does nothing without a gradient penalty: leave it out")
         if self.instance_noise_steps and not self.instance_noise:
             raise BadInput("--instance_noise_steps does nothing without --instance_noise: leave it out")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import BadInput
+from ..options import CheckedOptions
 from .likelihoods import LIKELIHOODS
 
 MLP_OPTIONS = ("latent_dim", "hidden_sizes", "activation", "batch_norm")
@@ -21,7 +21,7 @@ CONV_OPTIONS = (
 
 
 @dataclass
-class VAEArguments:
+class VAEArguments(CheckedOptions):
     """Options of the VAE's network, likelihood and objective.
 
     Raises:
@@ -95,14 +95,6 @@ class VAEArguments:
         self._check_likelihood()
         self._check_objective()
 
-    def changed(self, *names: str) -> list[str]:
-        """Those of the named options that do not have their default."""
-        defaults = {
-            f.name: f.default_factory() if f.default is dataclasses.MISSING else f.default
-            for f in dataclasses.fields(self)
-        }
-        return [name for name in names if getattr(self, name) != defaults[name]]
-
     @property
     def scale(self) -> str | float | None:
         """How the likelihood's scale is had: `optimal`, `learned`, a number, or `None` where it has none."""
@@ -112,10 +104,6 @@ class VAEArguments:
             return "learned"
         sigma = self.sigma or "optimal"
         return sigma if sigma in ("optimal", "learned") else float(sigma)
-
-    def _require(self, name: str, holds: bool, range_: str) -> None:
-        if not holds:
-            raise BadInput(f"--{name} is {getattr(self, name)}; it must be {range_}")
 
     def _check_ranges(self) -> None:
         for name in ("latent_dim", "latent_channels", "layers_per_block", "norm_num_groups", "num_importance_samples"):

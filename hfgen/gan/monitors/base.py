@@ -100,13 +100,4 @@ class GANMonitor(Monitor):
         if self._checked[0] != state.global_step:
             super().on_train_end(args, state, control, **kwargs)
         elif not self.spoke and self.hits >= 2:
-            self.spoke = True
-            message, values = self._checked[1]
-            self.trainer.alarm(self.name, message, **values)
-
-
-def penalises(args) -> bool:
-    """Whether these [`GANArguments`] hold the discriminator's gradients down."""
-    weights = (args.r1_weight, args.r2_weight)
-    by_default = args.loss == "relativistic" and None in weights
-    return by_default or any(weights) or args.gradient_penalty != "none"
+            self.speak(*self._checked[1])

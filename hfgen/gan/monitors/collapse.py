@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...evaluation.distances import knn_radii
 from ...evaluation.manifold import coverage
-from .base import GANMonitor, Probe, penalises
+from .base import GANMonitor, Probe
 
 NEIGHBOURS = 5
 # A coverage that beats the best so far by a tenth, and by 0.01, is that of a generator that still learns.
@@ -90,7 +90,7 @@ def remedy(args) -> str:
     """What helps against collapse and has not been tried."""
     if args.loss != "relativistic":
         return "use --loss relativistic, which compares each sample with a real one"
-    if not penalises(args):
+    if not args.penalised:
         return "penalise gradients with --r1_weight 1 --r2_weight 1"
     if not args.minibatch_std and args.packing == 1:
         return "let the discriminator see how samples differ with --minibatch_std true, or --packing 2"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import GANMonitor, Probe, penalises
+from .base import GANMonitor, Probe
 
 # Samples whose way is followed, and steps of that way; features are projected to at most so many dimensions.
 FOLLOWED, SPAN, DIMENSIONS = 64, 100, 64
@@ -52,9 +52,8 @@ class Instability(GANMonitor):
         super().observe(last)
         # There is no next check after a value that is not finite.
         if not self.spoke and self._checked[1] is not None and not math.isfinite(sum(self._checked[1][1].values())):
-            self.spoke = True
             message, values = self._checked[1]
-            self.trainer.alarm(self.name, message, **{k: v for k, v in values.items() if math.isfinite(v)})
+            self.speak(message, {k: v for k, v in values.items() if math.isfinite(v)})
 
     def measure(self, trainer) -> dict[str, float] | None:
         history = trainer.history
@@ -137,6 +136,6 @@ def _size(value: float) -> float:
 
 def remedy(args, gan_args) -> str:
     """What helps against instability and has not been tried."""
-    if not penalises(gan_args):
+    if not gan_args.penalised:
         return "penalise gradients with --r1_weight 1 --r2_weight 1, or lower --learning_rate"
     return f"lower --learning_rate (it is {args.learning_rate:g})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from .base import GANMonitor, penalises
+from .base import GANMonitor
 
 SURE_ACCURACY = 0.98
 VANISHED_SLOPE = 0.02
@@ -70,7 +70,7 @@ def remedy(args, flat: bool) -> str:
     """What helps against a discriminator that is too good and has not been tried."""
     if args.loss == "minimax":
         return "use --loss non_saturating, or relativistic with its penalties"
-    if not penalises(args):
+    if not args.penalised:
         return "keep the discriminator smooth with --r1_weight 1 --r2_weight 1"
     if not args.instance_noise:
         return "blur what the discriminator sees with --instance_noise 0.1, or lower --discriminator_learning_rate"
