@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from common import finish, say
 
+from hfgen.evaluation import near_centres
 from hfgen.gan import GANArguments, GANTrainer, GANTrainingArguments, build_gan
 
 STEPS, SEEDS, SAMPLES, DEVIATION = 10_000, 5, 2_500, 0.05
@@ -53,13 +54,6 @@ class Grid:
         return {"samples": torch.from_numpy(self.points[np.asarray(indices)])}
 
 
-def found(samples: torch.Tensor) -> tuple[int, float]:
-    """(modes found, share of good samples)."""
-    distance, nearest = torch.cdist(samples, CENTRES).min(1)
-    good = distance < 3 * DEVIATION
-    return len(nearest[good].unique()), good.float().mean().item()
-
-
 def run(name: str, seed: int, steps: int, data: Grid) -> tuple[int, float, float]:
     options = {"loss": name.split(",")[0]} | LOSSES[name] | NETWORKS
     gan_args = GANArguments(**options)
@@ -84,8 +78,8 @@ def run(name: str, seed: int, steps: int, data: Grid) -> tuple[int, float, float
         trainer.train()
         seconds = time.perf_counter() - begin
         with trainer.published_weights():
-            modes, good = found(trainer.sample(SAMPLES, torch.Generator().manual_seed(seed)))
-    return modes, good, seconds
+            found = near_centres(trainer.sample(SAMPLES, torch.Generator().manual_seed(seed)), CENTRES, DEVIATION)
+    return found["modes_covered"], found["good_samples"], seconds
 
 
 def main() -> None:

@@ -37,8 +37,9 @@ from transformers import TrainerCallback
 
 from hfgen.data import ImageDataArguments, ImageTransform, load_images
 from hfgen.errors import BadInput
-from hfgen.evaluation import classes, embed, frechet_distance, load_feature_model, nearest
+from hfgen.evaluation import classes, embed, frechet_distance, load_feature_model, near_centres, nearest
 from hfgen.gan import GANArguments, GANTrainer, GANTrainingArguments, build_gan
+from hfgen.gan.evaluation import to_unit
 
 KINDS = {"healthy": None, "collapsed": "mode collapse", "vanished": "vanishing gradients", "unstable": "instability"}
 FIRST_SEED = 100
@@ -162,11 +163,7 @@ def where(case: Case, samples: torch.Tensor, cache_dir: str) -> tuple[torch.Tens
     if case.data in ("ring", "grid"):
         centres = ring() if case.data == "ring" else grid()
         return nearest(samples, centres)[1][:, 0], len(centres)
-    return classes(judge(case.data, cache_dir)[0], as_images(samples)), 10
-
-
-def as_images(samples: torch.Tensor) -> torch.Tensor:
-    return (samples / 2 + 0.5).clamp(0, 1)
+    return classes(judge(case.data, cache_dir)[0], to_unit(samples)), 10
 
 
 def quality(case: Case, samples: torch.Tensor, cache_dir: str) -> tuple[float, bool, bool]:
@@ -174,10 +171,10 @@ def quality(case: Case, samples: torch.Tensor, cache_dir: str) -> tuple[float, b
     Fréchet distance to held-out images in the other classifier's features."""
     if case.data in ("ring", "grid"):
         centres = ring() if case.data == "ring" else grid()
-        good = (nearest(samples, centres)[0] < 3 * DEVIATION).double().mean().item()
+        good = near_centres(samples, centres, DEVIATION)["good_samples"]
         return good, good > 0.4, good < 0.25
     model, reals = judge(case.data, cache_dir)
-    distance = frechet_distance(reals, embed(model, as_images(samples)))
+    distance = frechet_distance(reals, embed(model, to_unit(samples)))
     return distance, distance < GOOD_FID, distance > BAD_FID
 
 
@@ -193,7 +190,7 @@ def truth(case: Case, looks: Looks, broke: bool, steps: int, cache_dir: str) -> 
     at = {step: where(case, samples, cache_dir)[0] for step, samples in looks.kept.items()}
     changed = [(at[a] != at[b]).double().mean().item() for a, b in pairs if b in at]
     middle = looks.kept[pairs[0][0]]
-    moved = ((final - middle).square().mean() / final_deviation(case, cache_dir)).sqrt().item()
+    moved = ((final - middle).square().mean() / data_variance(case.data, cache_dir)).sqrt().item()
     populated = int((shares >= 0.5).sum())
     figures = {
         "populated": populated,
@@ -215,17 +212,14 @@ def truth(case: Case, looks: Looks, broke: bool, steps: int, cache_dir: str) -> 
 
 
 @cache
-def final_deviation_of(data: str, cache_dir: str) -> float:
+def data_variance(data: str, cache_dir: str) -> float:
+    """The mean variance of a point's coordinates, or of a pixel."""
     if data in ("ring", "grid"):
         samples = Points(ring() if data == "ring" else grid()).samples
     else:
         some = images(data, cache_dir)["train"].select(range(1000))
         samples = torch.from_numpy(np.ascontiguousarray(some.images)).float().flatten(1) / 127.5 - 1
     return samples.var(0).mean().item()
-
-
-def final_deviation(case: Case, cache_dir: str) -> float:
-    return final_deviation_of(case.data, cache_dir)
 
 
 COSINE = {"lr_scheduler_type": "cosine"}
@@ -257,11 +251,6 @@ def points_cases() -> list[Case]:
     return found
 
 
-def digits_cases() -> list[Case]:
-    """Images: as points, with the parts that make the same illness there."""
-    return image_cases("digits")
-
-
 def mnist_cases() -> list[Case]:
     """A fully connected generator does not become healthy on MNIST in so few steps: convolutions do."""
     convolutions = {"architecture": "dcgan", "latent_dim": 32, "block_out_channels": [48, 24]}
@@ -270,6 +259,7 @@ def mnist_cases() -> list[Case]:
 
 
 def image_cases(data: str) -> list[Case]:
+    """Images: as points, with the parts that make the same illness there."""
     base = {"latent_dim": 32, "hidden_sizes": [256, 256]}
     strong = {"loss": "minimax", "d_steps": 3, "discriminator_learning_rate": 3e-3}
     return [
@@ -289,7 +279,7 @@ MOMENTUM = {"learning_rate": 1e-2, "adam_beta1": 0.9}
 
 def cases() -> dict[str, list[Case]]:
     """By group, what is run with each seed."""
-    return {"2d": points_cases(), "digits": digits_cases(), "mnist": mnist_cases()}
+    return {"2d": points_cases(), "digits": image_cases("digits"), "mnist": mnist_cases()}
 
 
 def run(case: Case, seed: int, steps: int, cache_dir: str) -> dict:

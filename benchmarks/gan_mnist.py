@@ -24,6 +24,7 @@ from hfgen.data import ImageDataArguments, load_images
 from hfgen.evaluation import load_feature_model
 from hfgen.evaluation.convnet import ConvFeatures, as_float
 from hfgen.evaluation.pretraining import train_classifier
+from hfgen.figures import to_bytes
 from hfgen.gan import GANPipeline, evaluate_gan
 from hfgen.recipes import load_recipe
 
@@ -54,7 +55,7 @@ def run(seed: int, folder: Path, images: dict, features) -> dict:
         generator = torch.Generator().manual_seed(1000 + seed)
         options = {"generator": generator, "output_type": "pt"}
         parts = [pipeline(500, class_labels=part, **options).images for part in labels.split(500)]
-        samples = (torch.cat(parts) * 255).round().to(torch.uint8)
+        samples = to_bytes(torch.cat(parts))
     figures["accuracy"], figures["seconds"] = taught(samples, labels, images["test"], seed), seconds
     say(f"seed {seed}: {figures}")
     return figures

@@ -23,7 +23,9 @@ from transformers import TrainerCallback
 from hfgen.config import parse_arguments
 from hfgen.data import AugmentationArguments, ImageDataArguments, ImageTransform, load_images
 from hfgen.evaluation import FeatureModel, classes, joint_labels, load_feature_model, mode_statistics
+from hfgen.figures import to_bytes
 from hfgen.gan import GANArguments, GANTrainer, GANTrainingArguments, build_gan
+from hfgen.gan.evaluation import to_unit
 
 MINUTES, SAMPLES, LOOKS, TRIAL_STEPS = 58, 26_000, 10, 60
 
@@ -48,8 +50,7 @@ class Look(TrainerCallback):
         step = self.trainer.state.global_step
         with self.trainer.published_weights():
             samples = self.trainer.sample(SAMPLES, torch.Generator().manual_seed(step))
-        images = ((samples / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-        found = mode_statistics(modes_of(self.classifier, images), 1000, self.shares)
+        found = mode_statistics(modes_of(self.classifier, to_bytes(to_unit(samples))), 1000, self.shares)
         seconds = time.perf_counter() - self.begin
         self.curve.append((step, found["modes_covered"], round(found["mode_kl"], 3), round(seconds)))
         say("step {}: {} modes, KL {}, {} s".format(*self.curve[-1]))

@@ -14,10 +14,16 @@ from .runs import read_json, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 # A picture smaller than this many pixels is enlarged, so that 8x8 digits can be seen.
 _LEGIBLE_SIDE = 48
 _BACKGROUND = 255
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1], cut off at both ends, as a PNG holds them: uint8, on the CPU."""
+    return (images.clamp(0, 1) * 255).round().byte().cpu()
 
 
 def _as_nhwc(images: np.ndarray) -> np.ndarray:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 
 from ..errors import BadInput
 from .images import ImageDataset
 
 CHANNELS = 3
+
+
+def joint_labels(labels: list, num_classes: int):
+    """One mode number from several labels of each sample, the first counting most: stacked MNIST's 1,000 modes from
+    the digits of its three channels (Metz et al. 2017, section 3.3.1, https://arxiv.org/abs/1611.02163).
+
+    Args:
+        labels: int64 (N,) each, in 0..num_classes - 1; all arrays or all tensors.
+
+    Returns:
+        int64 (N,), in 0..num_classes^len(labels) - 1, of the same kind.
+    """
+    return reduce(lambda modes, each: modes * num_classes + each, labels)
 
 
 def stacked(dataset: ImageDataset) -> ImageDataset:
@@ -29,7 +44,5 @@ def stacked(dataset: ImageDataset) -> ImageDataset:
     images = np.concatenate([np.asarray(dataset.images)[chosen] for chosen in rows], axis=1)
     labels = None
     if dataset.labels is not None:
-        labels = np.zeros(len(dataset), np.int64)
-        for chosen in rows:
-            labels = labels * dataset.num_labels + dataset.labels[chosen]
+        labels = joint_labels([dataset.labels[chosen] for chosen in rows], dataset.num_labels)
     return ImageDataset(images, labels, name=f"{dataset.name}, stacked", skipped=dataset.skipped)

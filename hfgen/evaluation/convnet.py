@@ -12,15 +12,14 @@ FEATURES = 64
 
 
 class ConvFeatures(nn.Module):
-    """Strided 3x3 convolutions down to 4 pixels a side, and one linear layer to the features.
+    """Strided 3x3 convolutions down to 4 pixels a side, and one linear layer to the `FEATURES` features.
 
     Args:
         channels, height, width: of the images.
         num_classes: of a linear head on the rectified features; 0 makes no head.
-        features: how many.
     """
 
-    def __init__(self, channels: int, height: int, width: int, num_classes: int = 0, features: int = FEATURES):
+    def __init__(self, channels: int, height: int, width: int, num_classes: int = 0):
         super().__init__()
         self.config = {"channels": channels, "height": height, "width": width, "num_classes": num_classes}
         self.side = (min(height, LARGEST_SIDE), min(width, LARGEST_SIDE))
@@ -31,9 +30,9 @@ class ConvFeatures(nn.Module):
             stride = 2 if max(sides) > 4 else 1
             layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
             sides, inputs = tuple(-(-side // stride) for side in sides), outputs
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs * sides[0] * sides[1], features))
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(features, num_classes)) if num_classes else None
-        self.register_buffer("centre", torch.zeros(features))
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs * sides[0] * sides[1], FEATURES))
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(FEATURES, num_classes)) if num_classes else None
+        self.register_buffer("centre", torch.zeros(FEATURES))
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from ..figures import image_grid
+from ..figures import image_grid, to_bytes
 from .distances import nearest
 
 
@@ -44,7 +43,7 @@ def neighbour_figure(samples: Tensor, training, indices: Tensor) -> Image.Image:
         PIL.Image.Image: two rows side by side where there are many samples.
     """
     images = np.asarray(getattr(training, "images", training))
-    pixels = samples.clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+    pixels = to_bytes(samples).numpy()
     rows = np.concatenate([pixels[:, None], images[indices.cpu().numpy()]], 1)
     side_by_side = 2 if len(rows) >= 8 else 1
     rows = rows[: len(rows) // side_by_side * side_by_side]

@@ -6,8 +6,14 @@ import numpy as np
 import torch
 
 from ..evaluation import FeatureModel, evaluate_samples
+from ..figures import to_bytes
 from ..precision import full_float32
 from .pipeline import GANPipeline
+
+
+def to_unit(images: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] -> [0, 1], cut off at both ends."""
+    return torch.add(0.5, images, alpha=0.5).clamp(0, 1)
 
 
 @torch.no_grad()
@@ -42,7 +48,7 @@ def draw_images(
         size = min(batch_size, count - begin)
         chosen = None if classes is None else classes[begin : begin + size]
         images = pipeline(size, class_labels=chosen, generator=generator, output_type="pt").images
-        parts.append((images * 255).round().to(torch.uint8).cpu())
+        parts.append(to_bytes(images))
     return torch.cat(parts)
 
 

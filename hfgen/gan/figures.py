@@ -11,8 +11,9 @@ from PIL import Image
 from transformers.trainer_callback import TrainerCallback
 
 from ..evaluation import FeatureModel, nearest_training, neighbour_figure
-from ..figures import image_grid, save_figure
+from ..figures import image_grid, save_figure, to_bytes
 from ..seeding import evaluation_generator
+from .evaluation import to_unit
 from .pipeline import GANPipeline
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class ProgressPictures(TrainerCallback):
                 images = trainer.sample(COLUMNS, noise=noise)
             folder = Path(args.output_dir) / "figures" / "progress"
             folder.mkdir(parents=True, exist_ok=True)
-            image_grid(as_bytes(images), COLUMNS).save(folder / f"{state.global_step:08d}.png")
+            image_grid(to_bytes(to_unit(images)).numpy(), COLUMNS).save(folder / f"{state.global_step:08d}.png")
 
 
 def progress_figure(run_dir: Path) -> tuple[Image.Image, list[int]] | None:
@@ -82,7 +83,7 @@ def save_figures(
     classes = labels if pipeline.num_classes else None
     images = pipeline(len(labels), class_labels=classes, generator=generator, output_type="pt").images
     rows = "Each row one class." if pipeline.num_classes else "Samples of the moving average, not chosen."
-    paths = [save_figure(run_dir, "samples", image_grid(_unit_bytes(images), COLUMNS), "Generated", rows)]
+    paths = [save_figure(run_dir, "samples", image_grid(to_bytes(images).numpy(), COLUMNS), "Generated", rows)]
     held = hasattr(training, "__getitems__")
     if held:
         real = training.__getitems__(_like(labels, training, pipeline))["pixel_values"].numpy()
@@ -123,12 +124,3 @@ def _like(labels: list[int], training, pipeline: GANPipeline) -> list[int]:
         rows = rows if len(rows) else np.arange(len(training))
         chosen += rows[np.linspace(0, len(rows) - 1, COLUMNS).round().astype(int)].tolist()
     return chosen
-
-
-def as_bytes(images: torch.Tensor) -> np.ndarray:
-    """(N, C, H, W) in [-1, 1] -> uint8."""
-    return _unit_bytes((images / 2 + 0.5).clamp(0, 1))
-
-
-def _unit_bytes(images: torch.Tensor) -> np.ndarray:
-    return (images * 255).round().to(torch.uint8).cpu().numpy()

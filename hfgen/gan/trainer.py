@@ -24,7 +24,7 @@ from ..spectral import plain_state_dict
 from ..trainer import Trainer
 from .arguments import GANArguments
 from .augment import ADA, AdaptiveProbability, augment
-from .evaluation import evaluate_gan
+from .evaluation import evaluate_gan, to_unit
 from .figures import ProgressPictures
 from .history import History, SignMean
 from .losses import LOSSES, discriminator_accuracy
@@ -484,11 +484,6 @@ def _images(samples: torch.Tensor, option: str) -> torch.Tensor:
     if samples.ndim != 4:
         raise BadInput(f"--{option} is for images, and these samples are vectors: leave it out")
     return samples
-
-
-def to_unit(images: torch.Tensor) -> torch.Tensor:
-    """[-1, 1] -> [0, 1], cut off at both ends."""
-    return torch.add(0.5, images, alpha=0.5).clamp(0, 1)
 
 
 def plain_copy(network: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..figures import image_grid, interleave_rows, latent_scatter, save_figure
+from ..figures import image_grid, interleave_rows, latent_scatter, save_figure, to_bytes
 from .evaluation import pixel_batches
 from .pipeline import VAEPipeline
 
@@ -43,7 +43,7 @@ def save_figures(pipeline: VAEPipeline, dataset, run_dir: Path, *, seed: int = 0
         save_figure(
             run_dir,
             "samples",
-            image_grid(_to_uint8(samples), columns),
+            image_grid(to_bytes(samples).numpy(), columns),
             "Generated",
             "Expected images of latents drawn from the prior.",
         ),
@@ -51,7 +51,7 @@ def save_figures(pipeline: VAEPipeline, dataset, run_dir: Path, *, seed: int = 0
         save_figure(
             run_dir,
             "reconstructions",
-            image_grid(interleave_rows(_to_uint8(seen), _to_uint8(rebuilt), columns=columns), columns),
+            image_grid(interleave_rows(to_bytes(seen).numpy(), to_bytes(rebuilt).numpy(), columns=columns), columns),
             "Reconstructed",
             "Rows of held-out images, as the model sees them; below each, decoded from its posterior's mean.",
         ),
@@ -61,7 +61,7 @@ def save_figures(pipeline: VAEPipeline, dataset, run_dir: Path, *, seed: int = 0
             save_figure(
                 run_dir,
                 "interpolations",
-                image_grid(_to_uint8(middle), COLUMNS),
+                image_grid(to_bytes(middle).numpy(), COLUMNS),
                 "Interpolated",
                 "Each row decodes a straight line between the posterior means of two held-out images.",
             )
@@ -95,7 +95,3 @@ def latent_plane(pipeline: VAEPipeline, dataset, count: int = SCATTERED_IMAGES) 
     points[:, :kept] = left[:, :kept] * singular[:kept]
     total = singular.square().sum()
     return points.numpy(), (singular[:2].square().sum() / total).item() if total > 0 else 1.0
-
-
-def _to_uint8(images: torch.Tensor) -> np.ndarray:
-    return (images * 255).round().to(torch.uint8).cpu().numpy()
