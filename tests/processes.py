@@ -1,4 +1,4 @@
-"""Starts the toy run, or another script below tests/, as a user would start a recipe: in processes of its own."""
+"""Starts the toy run, a recipe or another script below tests/, as a user would: in processes of its own."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def command(processes: int, *flags: str) -> list[str]:
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    # An absolute path, of a recipe, stays what it is.
     script, flags = (flags[0], flags[1:]) if flags and flags[0].endswith(".py") else ("toy.py", flags)
     return [*launcher, str(HERE / script), *flags]
 
@@ -40,10 +41,22 @@ def start(processes: int, *flags: str, **env: str) -> subprocess.Popen:
     )
 
 
-def run(processes: int, *flags: str, expect: int = 0, **env: str) -> str:
+def own_flags(argv: list[str], defaults: dict[str, float]) -> tuple[dict[str, float], list[str]]:
+    """A test script's own `--name=number` flags, and the other words."""
+    own, others = dict(defaults), []
+    for word in argv:
+        name, _, value = word.partition("=")
+        if name in own:
+            own[name] = float(value)
+        else:
+            others.append(word)
+    return own, others
+
+
+def run(processes: int, *flags: str, expect: int = 0, timeout: float = 180, **env: str) -> str:
     """Runs to the end; returns what it printed."""
     process = start(processes, *flags, **env)
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=timeout)
     assert process.returncode == expect, output[-4000:]
     return output
 

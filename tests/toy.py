@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from processes import own_flags
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -99,14 +100,8 @@ def build(
 
 def main() -> None:
     """Trains by flags; `--delay`, `--nan_at`, `--stream`, and `--global_noise` (a function of the sample)."""
-    extra = {"--delay": 0.0, "--nan_at": -1.0, "--stream": 0.0, "--global_noise": 0.0}
-    argv = []
-    for word in sys.argv[1:]:
-        name, _, value = word.partition("=")
-        if name in extra:
-            extra[name] = float(value)
-        else:
-            argv.append(word)
+    defaults = {"--delay": 0.0, "--nan_at": -1.0, "--stream": 0.0, "--global_noise": 0.0}
+    extra, argv = own_flags(sys.argv[1:], defaults)
     (args, _) = parse_arguments((TrainingArguments,), argv, "toy")
     ToyTrainer.delay, ToyTrainer.nan_at = extra["--delay"], int(extra["--nan_at"])
     trainer = build(args, dropout=0.0 if extra["--global_noise"] else 0.1, stream=bool(extra["--stream"]))

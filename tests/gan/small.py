@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from processes import own_flags
 
 from hfgen.config import parse_arguments
 from hfgen.data import ImageDataArguments, ImageDataset, ImageTransform, load_images
@@ -93,14 +94,7 @@ def logged(trainer: GANTrainer, name: str) -> list[float]:
 
 def main() -> None:
     """Trains by flags; `--delay=SECONDS` a step, `--shared_noise=1`."""
-    own = {"--delay": 0.0, "--shared_noise": 0.0}
-    argv = []
-    for word in sys.argv[1:]:
-        name, _, value = word.partition("=")
-        if name in own:
-            own[name] = float(value)
-        else:
-            argv.append(word)
+    own, argv = own_flags(sys.argv[1:], {"--delay": 0.0, "--shared_noise": 0.0})
     gan_args, args, _ = parse_arguments((GANArguments, GANTrainingArguments), argv, "gan")
     SmallTrainer.delay = own["--delay"]
     torch.manual_seed(args.seed)

@@ -2,11 +2,9 @@
 
 import json
 import random
-import subprocess
-import sys
 
 import pytest
-from processes import environment, kill_after
+from processes import kill_after, run, start
 from text.recipe_runs import same, weights
 
 from hfgen.config import recipes_dir
@@ -51,32 +49,17 @@ CASES = [
 
 @pytest.mark.parametrize(("recipe", "processes"), CASES)
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, recipe, processes):
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     config = "digits" if recipe == "captioning" else "stdlib"
-    command = [*launcher, str(recipes_dir() / f"{recipe}.py"), f"--config={config}", *COMMON, *RECIPES[recipe]]
+    command = [str(recipes_dir() / f"{recipe}.py"), f"--config={config}", *COMMON, *RECIPES[recipe]]
     command.append(f"--cache_dir={tmp_path / 'cache'}")
+    on_cpu = {"ACCELERATE_USE_CPU": "true"}
+    whole = [*command, f"--output_dir={tmp_path / 'whole'}"]
+    cut = [*command, f"--output_dir={tmp_path / 'cut'}", "--resume_from_checkpoint=true"]
 
-    def start(output_dir, *more):
-        return subprocess.Popen(
-            [*command, f"--output_dir={output_dir}", *more],
-            env=environment() | {"ACCELERATE_USE_CPU": "true"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def finish(process):
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output[-4000:]
-
-    finish(start(tmp_path / "whole"))
-    process = start(tmp_path / "cut", "--resume_from_checkpoint=true")
-    kill_after(process, tmp_path / "cut", random.Random(processes).uniform(0, 0.3))
+    run(processes, *whole, timeout=300, **on_cpu)
+    kill_after(start(processes, *cut, **on_cpu), tmp_path / "cut", random.Random(processes).uniform(0, 0.3))
     assert not (tmp_path / "cut" / "run.json").exists(), "the run ended before it was killed"
-    finish(start(tmp_path / "cut", "--resume_from_checkpoint=true"))
+    run(processes, *cut, timeout=300, **on_cpu)
     facts = json.loads((tmp_path / "cut" / "run.json").read_text())
     assert facts["num_processes"] == processes
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
