@@ -26,6 +26,7 @@ class Monitor(TrainerCallback, ExportableState):
     def __init__(self, trainer: Trainer | None = None, patience: int = 3):
         self.trainer, self.patience = trainer, patience
         self.hits, self.spoke = 0, False
+        self._found: tuple[int, tuple[str, dict[str, float]] | None] = (-1, None)
 
     def check(self, trainer: Trainer) -> tuple[str, dict[str, float]] | None:
         """Measures; returns one sentence with values and remedy, and the values; or `None` if all is well."""
@@ -36,18 +37,21 @@ class Monitor(TrainerCallback, ExportableState):
             self.observe()
 
     def on_train_end(self, args, state, control, **kwargs):
+        if not self.spoke and self._found[0] != state.global_step:  # a step's check counts once
+            self.observe()
         # A run that ends ill is told so, even if it was too short for as many hits in a row.
-        if not self.spoke:
-            self.observe(last=True)
+        if not self.spoke and self.hits >= 2:
+            self.speak(*self._found[1])
 
-    def observe(self, last: bool = False) -> None:
+    def observe(self) -> None:
         """One check, and its consequence."""
         found = self.check(self.trainer)
+        self._found = self.trainer.state.global_step, found
         if found is None:
             self.hits, self.spoke = 0, False
             return
         self.hits += 1
-        if not self.spoke and self.hits >= (2 if last else self.patience):
+        if not self.spoke and self.hits >= self.patience:
             self.speak(*found)
 
     def speak(self, message: str, values: dict[str, float]) -> None:

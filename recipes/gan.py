@@ -70,7 +70,7 @@ def evaluate(run_dir: Path, *, num_samples: int = 10_000, batch_size: int = 256,
     split = "test" if "test" in images else "validation"
     cache = {"cache_dir": data_args.cache_dir, "seed": args.seed}
     features = load_feature_model(gan_args.feature_model, images["train"], **cache)
-    options = {"num_samples": num_samples, "batch_size": batch_size, "seed": seed}
+    options = {"num_samples": num_samples, "batch_size": batch_size, "seed": seed, "training": images["train"]}
     return evaluate_gan(load_published(run_dir, GANPipeline), images[split], features, **options) | {"split": split}
 
 

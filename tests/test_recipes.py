@@ -95,6 +95,8 @@ def test_two_real_steps_of_every_config(recipe, config, tmp_path, capsys):
     assert json.loads((folder / "evaluation.json").read_text()) == figures
     if recipe == "gan":
         assert figures["num_samples"] == figures["num_reals"] and "trained on" in figures["feature_model"]
+        # What training published is what anyone measures again.
+        assert all(figures[name.split("_", 1)[1]] == value for name, value in facts["metrics"].items())
     if recipe == "vae":
         assert figures["iw_bound"] > figures["elbo"] - 0.1 * abs(figures["elbo"])  # one noisy sample against twenty
         assert (folder / "generated" / "grid.png").exists()

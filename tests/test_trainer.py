@@ -307,11 +307,13 @@ def test_stop_on_alarm(tmp_path):
     assert (tmp_path / "run" / "checkpoint-3").is_dir()
 
 
-def test_a_run_too_short_for_three_hits_is_told_at_its_end(tmp_path):
-    trainer = build(arguments(tmp_path, monitor_steps=10, max_steps=12))
+@pytest.mark.parametrize(("steps", "alarms"), [(12, [12]), (20, [20]), (10, [])])
+def test_a_run_too_short_for_three_hits_is_told_at_its_end(steps, alarms, tmp_path):
+    """Two checks must say so, and a check of the last step is one check."""
+    trainer = build(arguments(tmp_path, monitor_steps=10, max_steps=steps))
     trainer.add_callback(Always(trainer))
     trainer.train()
-    assert len(trainer.alarms) == 1
+    assert [alarm["step"] for alarm in trainer.alarms] == alarms
 
 
 # ---- bad input

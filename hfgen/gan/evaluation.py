@@ -69,7 +69,7 @@ def evaluate_gan(
         dataset: real images, an [`hfgen.data.ImageDataset`].
         feature_model: the embedding in which they are compared.
         num_samples: how many samples, and real images at most; as many of each are taken as there are of both.
-        training: the images that it was trained on, to count copies of them.
+        training: the images that it was trained on, to count copies of them; a stream is not searched.
         batch_size: images made and embedded at a time.
         seed: of the samples.
 
@@ -80,4 +80,5 @@ def evaluate_gan(
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int)
     reals = dataset if count == len(dataset) else dataset.select(chosen)
     samples = draw_images(pipeline, count, labels=dataset.labels, batch_size=batch_size, seed=seed)
-    return evaluate_samples(samples, reals, feature_model, training=training, batch_size=batch_size)
+    searched = training if hasattr(training, "__getitems__") else None
+    return evaluate_samples(samples, reals, feature_model, training=searched, batch_size=batch_size)

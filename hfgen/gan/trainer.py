@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections import deque
 from contextlib import nullcontext
-from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from ..arguments import TrainingArguments
 from ..errors import BadInput
-from ..evaluation import FeatureModel, evaluate_features, evaluate_samples, load_feature_model
 from ..optimizer import make_optimizer
-from ..seeding import evaluation_generator
 from ..spectral import plain_state_dict
-from ..trainer import Trainer
 from .arguments import GANArguments
 from .augment import ADA, AdaptiveProbability, augment
-from .evaluation import evaluate_gan, to_unit
 from .figures import ProgressPictures
 from .history import History, SignMean
 from .losses import LOSSES, discriminator_accuracy
@@ -32,6 +24,7 @@ from .module import GroupDiscriminator
 from .monitors import gan_monitors
 from .penalties import consistency, input_gradients, interpolate, one_centered, zero_centered
 from .pipeline import GANPipeline
+from .sampling import SamplingTrainer
 
 # Steps over which ADA collects the discriminator's signs before it adjusts (Karras et al. 2020, section 3.1).
 ADA_INTERVAL = 4
@@ -41,7 +34,7 @@ FEWEST_REALS = 6
 HISTORY = ("d_accuracy", "g_logit_grad", "g_grad_norm", "d_grad_norm", "logit_max")
 
 
-class GANTrainer(Trainer):
+class GANTrainer(SamplingTrainer):
     """Trains a generator and a discriminator, and publishes a [`GANPipeline`] of the generator's moving average.
 
     One optimizer step is `d_steps` steps of the discriminator, each on real samples of its own, and one of the
@@ -161,22 +154,13 @@ class GANTrainer(Trainer):
     def training_step(self, batches: list[dict]) -> dict[str, torch.Tensor]:
         """`d_steps` steps of the discriminator, then one of the generator, on the last of their samples."""
         size = self.args.gradient_accumulation_steps
-        pairs = [self._real(batch) for batch in batches]
+        pairs = [self.batch_samples(batch) for batch in batches]
         for begin in range(0, len(pairs), size):
             d_outputs = self._discriminator_step(pairs[begin : begin + size])
         g_outputs = self._generator_step(pairs[-size:])
         outputs = {"loss": d_outputs["d_loss"] + g_outputs["g_loss"], **d_outputs, **g_outputs}
         self._history.append({name: outputs[name] for name in HISTORY}, self.accelerator)
         return outputs
-
-    def _real(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The batch's samples as the networks see them, and its labels where they matter."""
-        samples = batch["samples"] if "samples" in batch else torch.add(-1.0, batch["pixel_values"], alpha=2.0)
-        if self.num_classes is None:
-            return samples, None
-        if "labels" not in batch:
-            raise BadInput("--class_conditional needs labels, and this data has none: leave it out")
-        return samples, batch["labels"]
 
     def _discriminator_step(self, pairs: list[tuple[torch.Tensor, torch.Tensor | None]]) -> dict[str, torch.Tensor]:
         outputs = []
@@ -340,97 +324,19 @@ class GANTrainer(Trainer):
         else:
             generator.save_pretrained(directory / "generator")
 
-    # ---- samples ----------------------------------------------------------------------------------------------------
+    # ---- what the monitors look at ----------------------------------------------------------------------------------
 
     @property
     def history(self) -> deque[dict[str, float]]:
         """The last `monitor_steps` steps' values (`d_accuracy`, ...), the oldest first, the same on every rank."""
         return self._history.read()
 
-    @torch.no_grad()
-    def sample(
-        self,
-        count: int,
-        generator: torch.Generator | None = None,
-        noise: torch.Tensor | None = None,
-        class_labels: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Samples of the generator as it is now (its average inside [`published_weights`]); training does not notice.
-
-        Args:
-            count: how many.
-            generator: of the latents and labels; any device. None only with `noise`.
-            noise: latents (count, latent_dim) instead.
-            class_labels: (count,) long; by default as frequent as in the training data: drawn, or with `noise` spread
-                evenly over them.
-
-        Returns:
-            (count, C, H, W) in [-1, 1], or vectors (count, D), float32.
-        """
-        if noise is None:
-            noise = torch.randn((count, self.latent_dim), generator=generator, device=generator.device)
-        if class_labels is None:
-            class_labels = self.sample_labels(count, generator)
-        was_training = self.generator_network.training
-        self.generator_network.eval()
-        try:
-            size = self.args.per_device_eval_batch_size
-            chunks = noise.to(self.device).split(size)
-            labels = [None] * len(chunks) if class_labels is None else class_labels.to(self.device).split(size)
-            return torch.cat([self.generator_network(z, y).float() for z, y in zip(chunks, labels, strict=True)])
-        finally:
-            self.generator_network.train(was_training)
-
-    def sample_labels(self, count: int, generator: torch.Generator | None = None) -> torch.Tensor | None:
-        """(count,) long, with the frequencies of the training data where they are known; None without classes."""
-        if self.num_classes is None:
-            return None
-        known = getattr(self.train_dataset, "labels", None)
-        known = torch.arange(self.num_classes) if known is None else torch.from_numpy(np.sort(known))
-        if generator is None:
-            return known[torch.linspace(0, len(known) - 1, count).round().long()]
-        return known[torch.randint(len(known), (count,), generator=generator, device=generator.device).cpu()]
-
-    def real_samples(self, count: int, seed: int = 0) -> torch.Tensor:
-        """A fixed random choice of the training samples, without augmentation, in the family's range, on the device.
-
-        Returns:
-            (count, ...), fewer where there are fewer; of a stream, the first ones.
-        """
-        dataset = self.train_dataset if self.train_dataset is not None else self.eval_dataset
-        size = min(count, self.args.per_device_eval_batch_size)
-        if hasattr(dataset, "micro_batches"):
-            batches = dataset.micro_batches(seed=seed, epoch=0, skip=0, batch_size=size, rank=0, world_size=1)
-            batches = islice(batches, math.ceil(count / size))
-        else:
-            chosen = np.random.default_rng([seed, 1]).permutation(len(dataset))[:count]
-            batches = (
-                self.data_collator(dataset.__getitems__(part))
-                for part in np.split(chosen, range(size, len(chosen), size))
-            )
-        return torch.cat([self._real(self.prepare_batch(batch, None))[0] for batch in batches])[:count]
-
-    @torch.no_grad()
-    def embed(self, samples: torch.Tensor) -> torch.Tensor:
-        """Where distances between samples mean something: vectors themselves; images' features, (N, d)."""
-        if samples.ndim == 2:
-            return samples
-        size = self.args.per_device_eval_batch_size
-        return torch.cat([self.feature_model(to_unit(part)) for part in samples.to(self.device).split(size)])
-
-    @cached_property
-    def feature_model(self) -> FeatureModel:
-        """The embedding that `--feature_model` names (see [`hfgen.evaluation.load_feature_model`])."""
-        dataset = self.train_dataset if self.train_dataset is not None else self.eval_dataset
-        options = {"cache_dir": self.cache_dir, "seed": self.args.seed, "device": self.device}
-        return load_feature_model(self.gan_args.feature_model, dataset, **options)
-
     # ---- evaluation -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluation_step(self, batch: dict) -> dict[str, torch.Tensor]:
         """What the discriminator thinks of samples that it was not trained on: `d_loss`, `d_accuracy`."""
-        real, labels = self._real(batch)
+        real, labels = self.batch_samples(batch)
         packing = self.packing
         if len(real) % packing:  # the last batch: some of it twice, to fill the last pack
             rows = torch.arange(-(-len(real) // packing) * packing, device=real.device) % len(real)
@@ -442,37 +348,6 @@ class GANTrainer(Trainer):
         finally:
             self.discriminator_network.train()
         return {"d_loss": self.loss.discriminator(*logits), "d_accuracy": discriminator_accuracy(self.loss, *logits)}
-
-    def dataset_metrics(self, dataset, metric_key_prefix: str) -> dict[str, float]:
-        """FID and the others, of as many samples as the dataset has, at most `eval_samples`."""
-        count = min(self.gan_args.eval_samples, len(dataset))
-        rows = np.linspace(0, len(dataset) - 1, count).round().astype(int)
-        batches = (self.data_collator(dataset.__getitems__(part)) for part in np.array_split(rows, -(-count // 256)))
-        reals = torch.cat([self._real(self.prepare_batch(batch, None))[0] for batch in batches])
-        with self.published_weights():
-            samples = self.sample(count, evaluation_generator(self.args.seed))
-        if samples.ndim == 2:
-            metrics = evaluate_features(reals, samples)
-        else:
-            metrics = evaluate_samples(to_unit(samples), to_unit(reals), self.feature_model)
-        return {f"{metric_key_prefix}_{name}": v for name, v in metrics.items() if not isinstance(v, str)}
-
-    def test(self, dataset, metric_key_prefix: str = "test") -> dict[str, float | int | str]:
-        """Measures what was published in `output_dir` with [`evaluate_gan`] (on the main process; {} on others)."""
-        if not self.accelerator.is_main_process:
-            return {}
-        pipeline = GANPipeline.from_pretrained(self.args.output_dir).to(self.device)
-        training = self.train_dataset if hasattr(self.train_dataset, "__getitems__") else None
-        metrics = evaluate_gan(
-            pipeline,
-            dataset,
-            self.feature_model,
-            num_samples=self.gan_args.eval_samples,
-            training=training,
-            batch_size=self.args.per_device_eval_batch_size,
-            seed=self.args.seed,
-        )
-        return {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
 
 
 def _images(samples: torch.Tensor, option: str) -> torch.Tensor:

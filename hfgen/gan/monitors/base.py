@@ -1,4 +1,4 @@
-"""What the alarms share: the samples that they look at, and the count of their hits at the end of a run."""
+"""What the alarms share: the samples that they look at, and the limits of what is healthy."""
 
 from __future__ import annotations
 
@@ -75,11 +75,7 @@ class Probe:
 
 
 class GANMonitor(Monitor):
-    """A [`Monitor`] that never counts one step's check twice, where the run ends on a step that was checked."""
-
-    def __init__(self, trainer: GANTrainer | None = None, patience: int = 3):
-        super().__init__(trainer, patience)
-        self._checked: tuple[int, tuple[str, dict[str, float]] | None] = (-1, None)
+    """A [`Monitor`] that measures and judges in two steps."""
 
     def measure(self, trainer: GANTrainer) -> dict[str, float] | None:
         """The measured values; None where it is too early to judge."""
@@ -90,14 +86,6 @@ class GANMonitor(Monitor):
         raise NotImplementedError
 
     def check(self, trainer: GANTrainer) -> tuple[str, dict[str, float]] | None:
-        step = trainer.state.global_step
         values = self.measure(trainer)
         message = None if values is None else self.complaint(trainer, values)
-        self._checked = step, None if message is None else (message, values)
-        return self._checked[1]
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if self._checked[0] != state.global_step:
-            super().on_train_end(args, state, control, **kwargs)
-        elif not self.spoke and self.hits >= 2:
-            self.speak(*self._checked[1])
+        return None if message is None else (message, values)

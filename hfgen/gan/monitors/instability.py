@@ -48,11 +48,11 @@ class Instability(GANMonitor):
         if state.global_step % args.monitor_steps == (-min(SPAN, args.monitor_steps)) % args.monitor_steps:
             self.before = packed(self._followed())
 
-    def observe(self, last: bool = False) -> None:
-        super().observe(last)
+    def observe(self) -> None:
+        super().observe()
         # There is no next check after a value that is not finite.
-        if not self.spoke and self._checked[1] is not None and not math.isfinite(sum(self._checked[1][1].values())):
-            message, values = self._checked[1]
+        if not self.spoke and self._found[1] is not None and not math.isfinite(sum(self._found[1][1].values())):
+            message, values = self._found[1]
             self.speak(message, {k: v for k, v in values.items() if math.isfinite(v)})
 
     def measure(self, trainer) -> dict[str, float] | None:
