@@ -23,17 +23,12 @@ from transformers import TrainerCallback
 
 from hfgen.config import parse_arguments
 from hfgen.data import AugmentationArguments, ImageDataArguments, ImageTransform, load_images
-from hfgen.evaluation import FeatureModel, classes, joint_labels, load_feature_model, mode_statistics
+from hfgen.evaluation import FeatureModel, classes, load_feature_model, mode_statistics
 from hfgen.figures import to_bytes
 from hfgen.gan import GANArguments, GANTrainer, GANTrainingArguments, build_gan
 from hfgen.gan.evaluation import to_unit
 
 SAMPLES, LOOKS = 26_000, 10
-
-
-def modes_of(classifier: FeatureModel, images) -> torch.Tensor:
-    """int64 (N,) in 0..999, of uint8 images (N, 3, H, W)."""
-    return joint_labels([classes(classifier, images[:, k : k + 1]) for k in range(3)], 10)
 
 
 class Look(TrainerCallback):
@@ -51,7 +46,7 @@ class Look(TrainerCallback):
         step = self.trainer.state.global_step
         with self.trainer.published_weights():
             samples = self.trainer.sample(SAMPLES, torch.Generator().manual_seed(step))
-        found = mode_statistics(modes_of(self.classifier, to_bytes(to_unit(samples))), 1000, self.shares)
+        found = mode_statistics(classes(self.classifier, to_bytes(to_unit(samples))), 1000, self.shares)
         seconds = time.perf_counter() - self.begin
         self.curve.append((step, found["modes_covered"], round(found["mode_kl"], 3), round(seconds)))
         say("step {}: {} modes, KL {}, {} s".format(*self.curve[-1]))
@@ -61,7 +56,7 @@ class Look(TrainerCallback):
 def make_trainer(options: list[str], images: dict, folder: str) -> GANTrainer:
     groups = (GANArguments, ImageDataArguments, AugmentationArguments, GANTrainingArguments)
     gan_args, _, augmentation, args, _ = parse_arguments(groups, ["--config=stacked_mnist", *options], "gan")
-    # The monitors' embedding would be a classifier of 1000 classes: what they cost is gan_vs_bare.py's matter.
+    # What monitors cost is gan_vs_bare.py's matter.
     args = dataclasses.replace(args, output_dir=folder, save_strategy="no", disable_tqdm=True, monitor_steps=10**9)
     torch.manual_seed(args.seed)
     networks = build_gan(gan_args, images["train"].image_size, 3)
@@ -72,13 +67,12 @@ def main() -> None:
     folder = data_folder("mnist")
     if folder is None:
         raise SystemExit("this benchmark needs MNIST")
-    grey = load_images(ImageDataArguments(dataset_name=str(folder)))
     images = load_images(ImageDataArguments(dataset_name=str(folder), stack_channels=True))
-    classifier = load_feature_model("auto", grey["train"], seed=1)
+    classifier = load_feature_model("auto", images["train"], seed=1)
     say(f"classifier: {classifier.name}")
-    train_images = images["train"].__getitems__(range(len(images["train"])))["pixel_values"]
-    shares = torch.bincount(modes_of(classifier, train_images), minlength=1000).double()
-    real = mode_statistics(modes_of(classifier, train_images[:SAMPLES]), 1000, shares)
+    seen = classes(classifier, images["train"])
+    shares = torch.bincount(seen, minlength=1000).double()
+    real = mode_statistics(seen[:SAMPLES], 1000, shares)
     options = [word for word in sys.argv[1:] if word.startswith("--")]
     with tempfile.TemporaryDirectory() as temporary:
         trainer = make_trainer(options, images, temporary)
@@ -97,7 +91,7 @@ def main() -> None:
         real_modes=real["modes_covered"],
         real_kl=real["mode_kl"],
         samples=SAMPLES,
-        classifier_accuracy=classifier.accuracy,
+        feature_model=classifier.name,
     )
 
 

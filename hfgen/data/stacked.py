@@ -25,7 +25,24 @@ def joint_labels(labels: list, num_classes: int):
     return reduce(lambda modes, each: modes * num_classes + each, labels)
 
 
-def stacked(dataset: ImageDataset) -> ImageDataset:
+class StackedImages(ImageDataset):
+    """What [`stacked`] makes.
+
+    Args:
+        grey: the images that were stacked.
+        others: as for [`ImageDataset`].
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None, *, grey: ImageDataset, **options):
+        super().__init__(images, labels, **options)
+        self.grey = grey
+
+    @property
+    def num_labels(self) -> int | None:
+        return None if self.labels is None else self.grey.num_labels**self.num_channels
+
+
+def stacked(dataset: ImageDataset) -> StackedImages:
     """As many images as the data set has, each of three of them drawn at random (Metz et al. 2017, section 3.3.1).
 
     The draw is the same on every machine. Labels, where there are some, are the three digits of a number: with 10
@@ -45,4 +62,4 @@ def stacked(dataset: ImageDataset) -> ImageDataset:
     labels = None
     if dataset.labels is not None:
         labels = joint_labels([dataset.labels[chosen] for chosen in rows], dataset.num_labels)
-    return ImageDataset(images, labels, name=f"{dataset.name}, stacked", skipped=dataset.skipped)
+    return StackedImages(images, labels, grey=dataset, name=f"{dataset.name}, stacked", skipped=dataset.skipped)

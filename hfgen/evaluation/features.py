@@ -11,10 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..data.stacked import StackedImages
 from ..errors import BadInput
 from ..precision import full_float32
 from ..seeding import mix
 from .convnet import ConvFeatures, as_float
+from .per_channel import PerChannel
 from .pretraining import train_classifier, train_contrastive
 
 # Part of the cache's key: raise it when the same data would give another network.
@@ -98,8 +100,9 @@ def load_feature_model(
     """The embedding that `spec` names.
 
     `auto` trains a small convnet on `train_dataset`, once (under a minute on one core; it is kept in the cache): on
-    the labels, with part of the data held out to tell its accuracy, or, without labels, contrastively. Its figures
-    compare runs on the same data, not with those of papers. A file of weights (`.pth`) is FID's Inception
+    the labels, with part of the data held out to tell its accuracy, or, without labels, contrastively; of stacked
+    images on the grey ones, for each channel. Its figures compare runs on the same data, not with those of papers. A
+    file of weights (`.pth`) is FID's Inception
     network, in the port of the torch-fidelity package, whose figures do. A folder is a model of transformers.
 
     Args:
@@ -136,6 +139,8 @@ def _trained_on(dataset, cache_dir: str | None, seed: int, device: torch.device)
 
     if dataset is None:
         raise BadInput("feature model auto is trained on the training data, and there is none")
+    if isinstance(dataset, StackedImages):
+        return _for_channels(_trained_on(dataset.grey, cache_dir, seed, device), dataset.num_channels)
     kind = "classifier" if _has_labels(dataset) else "contrastive"
     key = f"features-{kind}-{VERSION}-{seed}-{dataset.fingerprint or dataset.name}".replace(os.sep, "-")
 
@@ -158,6 +163,13 @@ def _trained_on(dataset, cache_dir: str | None, seed: int, device: torch.device)
     else:
         name = f"convnet trained on {dataset.name} without labels"
     return FeatureModel(network, name, network.body[-1].out_features, facts["config"]["channels"], classes, accuracy)
+
+
+def _for_channels(model: FeatureModel, channels: int) -> FeatureModel:
+    """What embeds so many independent grey images in the channels of one."""
+    name, classes = f"{model.name}, in each of {channels} channels", model.num_classes and model.num_classes**channels
+    accuracy = model.accuracy and model.accuracy**channels
+    return FeatureModel(PerChannel(model.network), name, channels * model.dim, channels, classes, accuracy)
 
 
 def _train(dataset, seed: int, device: torch.device) -> tuple[ConvFeatures, dict]:

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from hfgen.data import ImageDataArguments, ImageDataset, load_images
+from hfgen.data.stacked import stacked
 from hfgen.errors import BadInput
 from hfgen.evaluation import (
     classes,
     embed,
     evaluate_samples,
+    joint_labels,
     load_feature_model,
     nearest_training,
     neighbour_figure,
@@ -65,6 +67,20 @@ def test_it_is_trained_once_and_draws_nothing_from_the_global_generators(digits,
         load_feature_model("auto", digits["train"], cache_dir=cache, seed=1)
     with pytest.raises(TypeError):
         load_feature_model("auto", digits["validation"], cache_dir=cache)
+
+
+def test_stacked_images_are_seen_channel_by_channel(digits, cache, classifier, contrastive):
+    three = stacked(digits["train"])
+    model = load_feature_model("auto", three, cache_dir=cache)
+    assert model.name == f"{classifier.name}, in each of 3 channels"
+    assert (model.num_classes, model.dim, three.num_labels) == (1000, 192, 1000)
+    assert (classes(model, three).numpy() == three.labels).mean() > 0.9
+    channels = [pixels(three)[:, k : k + 1] for k in range(3)]
+    torch.testing.assert_close(embed(model, three), torch.cat([embed(classifier, c) for c in channels], 1))
+    assert torch.equal(classes(model, three), joint_labels([classes(classifier, c) for c in channels], 10))
+    unlabelled = stacked(ImageDataset(digits["train"].images, name="digits"))
+    model = load_feature_model("auto", unlabelled, cache_dir=cache)
+    assert (model.num_classes, model.name) == (0, f"{contrastive.name}, in each of 3 channels")
 
 
 def test_features_do_not_depend_on_the_batch_and_carry_no_gradient(classifier, digits):
