@@ -1,6 +1,6 @@
 """Modes of Stacked MNIST that a GAN finds: three digits in the channels of an image, 1000 of them.
 
-    python benchmarks/gan_stacked_mnist.py [folder with mnist/] [--option=value ...]
+    python benchmarks/gan_stacked_mnist.py [folder with mnist/] [--option value ...]
 
 Trains configs/gan/stacked_mnist.yaml to its end (with the recipe's options where some are given), and counts the
 modes of 26,000 samples of the published average, a classifier of the ten digits seeing each channel; ten times along
@@ -16,6 +16,7 @@ import dataclasses
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 from common import data_folder, finish, say
@@ -73,7 +74,7 @@ def main() -> None:
     seen = classes(classifier, images["train"])
     shares = torch.bincount(seen, minlength=1000).double()
     real = mode_statistics(seen[:SAMPLES], 1000, shares)
-    options = [word for word in sys.argv[1:] if word.startswith("--")]
+    options = [word for word in sys.argv[1:] if not Path(word).is_dir()]
     with tempfile.TemporaryDirectory() as temporary:
         trainer = make_trainer(options, images, temporary)
         look = Look(trainer, classifier, shares)

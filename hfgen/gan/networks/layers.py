@@ -158,5 +158,8 @@ def packed(samples: torch.Tensor, packing: int) -> torch.Tensor:
 
 
 def upsample(features: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) -> (B, C, 2 H, 2 W), nearest neighbour."""
-    return F.interpolate(features, scale_factor=2.0, mode="nearest")
+    """(B, C, H, W) -> (B, C, 2 H, 2 W), linearly: the [1, 3, 3, 1] filter of Huang et al. (2024, section 3.3).
+
+    Nearest neighbours left the edges of a 4 x 4 grid in images of 64, for over a thousand steps.
+    """
+    return F.interpolate(features, scale_factor=2.0, mode="bilinear", align_corners=False)
