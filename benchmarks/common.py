@@ -18,9 +18,16 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def words_and_options() -> tuple[list[str], list[str]]:
+    """A benchmark's own words, and, from the first `--option` on, what goes to the recipe that it runs."""
+    words = sys.argv[1:]
+    first = next((k for k, word in enumerate(words) if word.startswith("--")), len(words))
+    return words[:first], words[first:]
+
+
 def data_folder(name: str) -> Path | None:
     """`name` in the folder that the first argument names, or else in ../shared/data beside the checkout."""
-    given = [Path(word) for word in sys.argv[1:] if Path(word).is_dir()]
+    given = [Path(word) for word in words_and_options()[0] if Path(word).is_dir()]
     roots = given or [HERE.parent.parent / "shared" / "data"]
     for root in roots:
         for path in (root / name, root):

@@ -13,13 +13,11 @@ Published: DCGAN 99 modes, KL 3.40; PacDCGAN2 1000, 0.06 (Lin et al. 2018, table
 from __future__ import annotations
 
 import dataclasses
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import torch
-from common import data_folder, finish, say
+from common import data_folder, finish, say, words_and_options
 from transformers import TrainerCallback
 
 from hfgen.config import parse_arguments
@@ -74,7 +72,7 @@ def main() -> None:
     seen = classes(classifier, images["train"])
     shares = torch.bincount(seen, minlength=1000).double()
     real = mode_statistics(seen[:SAMPLES], 1000, shares)
-    options = [word for word in sys.argv[1:] if not Path(word).is_dir()]
+    _, options = words_and_options()
     with tempfile.TemporaryDirectory() as temporary:
         trainer = make_trainer(options, images, temporary)
         look = Look(trainer, classifier, shares)

@@ -13,14 +13,16 @@ from torch import nn
 from ..errors import BadInput
 from ..evaluation import FeatureModel, evaluate_features, evaluate_samples, load_feature_model
 from ..seeding import evaluation_generator
-from ..trainer import Trainer
 from .arguments import GANArguments
 from .evaluation import evaluate_gan, to_unit
 from .pipeline import GANPipeline
 
 
-class SamplingTrainer(Trainer):
-    """What [`GANTrainer`], its monitors and its pictures ask of a generator that is being trained."""
+class SamplingMixin:
+    """What a [`GANTrainer`], its monitors and its pictures ask of the generator that it trains.
+
+    The data sets, the device and the average's weights are those of the [`Trainer`] that it is mixed into.
+    """
 
     generator_network: nn.Module
     """(latents (B, latent_dim), class_labels (B,) or None) -> samples, without a wrapper."""

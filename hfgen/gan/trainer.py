@@ -15,6 +15,7 @@ from ..arguments import TrainingArguments
 from ..errors import BadInput
 from ..optimizer import make_optimizer
 from ..spectral import plain_state_dict
+from ..trainer import Trainer
 from .arguments import GANArguments
 from .augment import ADA, AdaptiveProbability, augment
 from .figures import ProgressPictures
@@ -24,7 +25,7 @@ from .module import GroupDiscriminator
 from .monitors import gan_monitors
 from .penalties import consistency, input_gradients, interpolate, one_centered, zero_centered
 from .pipeline import GANPipeline
-from .sampling import SamplingTrainer
+from .sampling import SamplingMixin
 
 # Steps over which ADA collects the discriminator's signs before it adjusts (Karras et al. 2020, section 3.1).
 ADA_INTERVAL = 4
@@ -34,7 +35,7 @@ FEWEST_REALS = 6
 HISTORY = ("d_accuracy", "g_logit_grad", "g_grad_norm", "d_grad_norm", "logit_max")
 
 
-class GANTrainer(SamplingTrainer):
+class GANTrainer(SamplingMixin, Trainer):
     """Trains a generator and a discriminator, and publishes a [`GANPipeline`] of the generator's moving average.
 
     One optimizer step is `d_steps` steps of the discriminator, each on real samples of its own, and one of the
