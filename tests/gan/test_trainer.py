@@ -46,7 +46,7 @@ def test_each_phase_moves_every_parameter_of_its_network_and_none_of_the_other(
     trainer = begin(make_trainer(tmp_path, training={"learning_rate": 1e-2}, **options))
     g, d = trainer.generator_network, trainer.discriminator_network
     for step in range(3):  # residual branches begin at zero, and their first layers stand still until they don't
-        pairs = [trainer._real(batch) for batch in batches(trainer)]
+        pairs = [trainer.batch_samples(batch) for batch in batches(trainer)]
         trainer.state.global_step = step
         before = parameters(g), parameters(d)
         trainer._discriminator_step(pairs)
@@ -181,7 +181,7 @@ def test_lazy_penalties_come_now_and_then_with_their_weight(tmp_path):
     totals = []
     for every in (1, 3):
         trainer = make_trainer(tmp_path, trainer=SharedNoise, r1_weight=0.5, r2_weight=0.0, penalty_every=every)
-        real, labels = trainer._real(batches(trainer)[0])
+        real, labels = trainer.batch_samples(batches(trainer)[0])
         values = trainer._discriminator_loss(real, labels)
         totals.append((values["total"] - values["d_loss"]).item() / values["r1"].item())
     assert totals == pytest.approx([0.5, 1.5], rel=1e-5)
@@ -193,7 +193,7 @@ def test_penalties_fall_geometrically(tmp_path):
     weights = []
     for step in (0, 5, 10):
         trainer.state.global_step = step
-        values = trainer._discriminator_loss(*trainer._real(batches(trainer)[0]))
+        values = trainer._discriminator_loss(*trainer.batch_samples(batches(trainer)[0]))
         weights.append((values["total"] - values["d_loss"]).item() / values["r1"].item())
     assert weights == pytest.approx([0.5, 0.05, 0.005], rel=1e-3)
 
@@ -201,7 +201,7 @@ def test_penalties_fall_geometrically(tmp_path):
 def test_consistency_compares_each_sample_with_its_shifted_self(tmp_path):
     trainer = make_trainer(tmp_path, trainer=SharedNoise, consistency="both", consistency_weight=3.0, r1_weight=0)
     trainer.gan_args.r2_weight = 0.0
-    real, labels = trainer._real(batches(trainer)[0])
+    real, labels = trainer.batch_samples(batches(trainer)[0])
     shifted = []
     original = trainer._shifted
     trainer._shifted = lambda samples: shifted.append((samples, original(samples))) or shifted[-1][1]
