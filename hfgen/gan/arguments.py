@@ -74,11 +74,12 @@ class GANArguments(CheckedOptions):
         default_factory=lambda: [256, 256],
         metadata={"help": "mlp: widths of the hidden layers; the discriminator has them in reverse."},
     )
-    block_out_channels: list[int] = field(
-        default_factory=lambda: [128, 64, 32],
+    block_out_channels: list[int] | None = field(
+        default=None,
         metadata={
             "help": "dcgan, resnet: channels from the smallest image to the largest; every one but (resnet) the first "
-            "doubles the sides."
+            "doubles the sides. Default: 32 at full size and twice as many at each half, at most 256, down to 4 to 7 "
+            "pixels a side."
         },
     )
     layers_per_block: int = field(default=1, metadata={"help": "resnet: residual blocks at each size."})
@@ -196,8 +197,9 @@ class GANArguments(CheckedOptions):
         for name in ("instance_noise", "instance_noise_steps"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("hidden_sizes", "block_out_channels"):
-            self._require(name, all(size >= 1 for size in getattr(self, name)), "whole numbers of at least 1")
-            self._require(name, len(getattr(self, name)) >= 1, "one number at least")
+            sizes = getattr(self, name)
+            self._require(name, sizes is None or all(size >= 1 for size in sizes), "whole numbers of at least 1")
+            self._require(name, sizes is None or len(sizes) >= 1, "one number at least")
         self._require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         self._require("label_smoothing", 0 <= self.label_smoothing < 0.5, "at least 0 and below 0.5")
         self._require("penalty_decay", 0 < self.penalty_decay <= 1, "above 0 and at most 1")

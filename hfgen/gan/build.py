@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from diffusers.models.modeling_utils import ModelMixin
@@ -12,6 +13,9 @@ from .arguments import GANArguments
 from .networks import DISCRIMINATORS, GENERATORS
 from .networks.layers import base_size, height_and_width
 
+# The networks' default sizes: the smallest features have up to 7 pixels a side, or, of odd sizes, up to 16.
+BASE, LARGEST_BASE = 7, 16
+FULL_SIZE_CHANNELS, MOST_CHANNELS = 32, 256
 CLASSES: dict[str, type[ModelMixin]] = {cls.__name__: cls for cls in (*GENERATORS.values(), *DISCRIMINATORS.values())}
 
 
@@ -62,9 +66,9 @@ def _new(args: GANArguments, image_size: tuple[int, int] | None, channels: int, 
         g_sizes = {"hidden_sizes": list(args.hidden_sizes)}
         d_sizes = {"hidden_sizes": list(reversed(args.hidden_sizes))}
     else:
-        halvings = len(args.block_out_channels) - (args.architecture == "resnet")
-        _check_divisible(image_size, halvings)
-        g_sizes = {"block_out_channels": list(args.block_out_channels)}
+        widths = list(args.block_out_channels or default_channels(image_size, args.architecture))
+        _check_divisible(image_size, len(widths) - (args.architecture == "resnet"))
+        g_sizes = {"block_out_channels": widths}
         if args.architecture == "resnet":
             g_sizes["layers_per_block"] = args.layers_per_block
         d_sizes = g_sizes
@@ -84,15 +88,43 @@ def _new(args: GANArguments, image_size: tuple[int, int] | None, channels: int, 
     return generator, discriminator
 
 
+def default_channels(image_size: tuple[int, int], architecture: str) -> list[int]:
+    """Channels from the smallest image to the largest, the sides halved while they are even and above 7 pixels.
+
+    Args:
+        image_size: (height, width) in pixels.
+        architecture: `dcgan`, whose every block doubles the sides, or `resnet`, which has one more.
+
+    Raises:
+        BadInput: the sides can't be halved to 16 pixels or fewer; names resolutions that can.
+    """
+    side, halvings = max(image_size), 0
+    while side > BASE and all(pixels % 2 ** (halvings + 1) == 0 for pixels in image_size):
+        side, halvings = side // 2, halvings + 1
+    if side > LARGEST_BASE:
+        factor = 2 ** round(math.log2(max(image_size) / BASE))
+        raise BadInput(
+            f"images of {image_size[0]}x{image_size[1]} pixels halve to {side} and no further: use --resolution "
+            f"{_near(image_size, factor)}, or name --block_out_channels"
+        )
+    blocks = halvings + 1 if architecture == "resnet" else max(halvings, 1)
+    return [min(FULL_SIZE_CHANNELS * 2**k, MOST_CHANNELS) for k in reversed(range(blocks))]
+
+
+def _near(image_size: tuple[int, int], factor: int) -> str:
+    """Sides near these that the factor divides."""
+    near = {max(1, side // factor + more) * factor for side in image_size for more in (0, 1)}
+    return " or ".join(map(str, sorted(near)))
+
+
 def _check_divisible(image_size: tuple[int, int], halvings: int) -> None:
     try:
         base_size(list(image_size), halvings)
     except ValueError:
         factor = 2**halvings
-        near = sorted({max(1, side // factor + more) * factor for side in image_size for more in (0, 1)})
         raise BadInput(
             f"images of {image_size[0]}x{image_size[1]} pixels: --block_out_channels halves the sides to "
-            f"1/{factor}; use fewer channels, or --resolution {' or '.join(map(str, near))}"
+            f"1/{factor}; use fewer channels, or --resolution {_near(image_size, factor)}"
         ) from None
 
 

@@ -1,6 +1,7 @@
 """What the options exclude, each in one line that names it."""
 
 import pytest
+import torch
 from gan.small import digits, make_trainer
 
 from hfgen.errors import BadInput
@@ -64,6 +65,31 @@ def test_networks_fit_the_data_or_say_what_would():
         build_gan(GANArguments(), None, 2)
     with pytest.raises(BadInput, match="--class_conditional needs labels"):
         build_gan(GANArguments(class_conditional=True), (8, 8), 1, None)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "channels"),
+    [
+        ("resnet", (28, 28), [128, 64, 32]),
+        ("resnet", (64, 64), [256, 256, 128, 64, 32]),
+        ("resnet", (64, 96), [256, 256, 128, 64, 32]),
+        ("resnet", (15, 15), [32]),
+        ("dcgan", (28, 28), [64, 32]),
+        ("dcgan", (8, 8), [32]),
+    ],
+)
+def test_networks_reach_down_to_few_pixels_by_default(architecture, size, channels):
+    generator, discriminator = build_gan(GANArguments(architecture=architecture), size, 3)
+    assert generator.config.block_out_channels == discriminator.config.block_out_channels == channels
+    assert generator.base[0] == channels[0] and max(generator.base[1:]) <= 16
+    assert generator(torch.randn(2, 64)).shape == (2, 3, *size)
+
+
+@pytest.mark.parametrize(("size", "remedy"), [((225, 225), "224 or 256"), ((100, 50), "48 or 64 or 96 or 112")])
+def test_sizes_that_cannot_be_halved_are_refused(size, remedy):
+    line = rf"images of {size[0]}x{size[1]} pixels halve to .* and no further: use --resolution {remedy}, or name"
+    with pytest.raises(BadInput, match=line):
+        build_gan(GANArguments(), size, 3)
 
 
 def test_options_reach_the_networks():
