@@ -102,8 +102,8 @@ def load_feature_model(
     `auto` trains a small convnet on `train_dataset`, once (under a minute on one core; it is kept in the cache): on
     the labels, with part of the data held out to tell its accuracy, or, without labels, contrastively; of stacked
     images on the grey ones, for each channel. Its figures compare runs on the same data, not with those of papers. A
-    file of weights (`.pth`) is FID's Inception
-    network, in the port of the torch-fidelity package, whose figures do. A folder is a model of transformers.
+    file of weights (`.pth`) is FID's Inception network, in the port of the torch-fidelity package, whose figures do.
+    A folder is a model of transformers.
 
     Args:
         spec: `auto`, a folder, or a file.
