@@ -21,8 +21,8 @@ import torch
 from common import data_folder, finish, say, words_and_options
 
 from hfgen.data import ImageDataArguments, load_images
-from hfgen.evaluation import load_feature_model
-from hfgen.evaluation.convnet import ConvFeatures, as_float
+from hfgen.evaluation import FeatureModel, classes, load_feature_model
+from hfgen.evaluation.convnet import FEATURES, ConvFeatures
 from hfgen.evaluation.pretraining import train_classifier
 from hfgen.figures import to_bytes
 from hfgen.gan import GANPipeline, evaluate_gan
@@ -36,14 +36,8 @@ def taught(images: torch.Tensor, labels: torch.Tensor, splits: list, seed: int) 
     torch.manual_seed(seed)
     network = ConvFeatures(*images.shape[1:], num_classes=DIGITS)
     train_classifier(network, images, labels, torch.Generator().manual_seed(seed))
-    accuracies = []
-    for split in splits:
-        reals = split.__getitems__(range(len(split)))
-        with torch.no_grad():
-            batches = reals["pixel_values"].split(500)
-            seen = torch.cat([network.eval().classify(as_float(batch)).argmax(1) for batch in batches])
-        accuracies.append((seen == reals["labels"]).double().mean().item())
-    return accuracies
+    model = FeatureModel(network, "taught", FEATURES, images.shape[1], DIGITS)
+    return [(classes(model, split).numpy() == split.labels).mean().item() for split in splits]
 
 
 def run(seed: int, options: list[str], folder: Path, images: dict, features) -> dict:

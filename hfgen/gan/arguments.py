@@ -197,9 +197,9 @@ class GANArguments(CheckedOptions):
         for name in ("instance_noise", "instance_noise_steps"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("hidden_sizes", "block_out_channels"):
-            sizes = getattr(self, name)
-            self._require(name, sizes is None or all(size >= 1 for size in sizes), "whole numbers of at least 1")
-            self._require(name, sizes is None or len(sizes) >= 1, "one number at least")
+            if (sizes := getattr(self, name)) is not None:
+                self._require(name, all(size >= 1 for size in sizes), "whole numbers of at least 1")
+                self._require(name, len(sizes) >= 1, "one number at least")
         self._require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         self._require("label_smoothing", 0 <= self.label_smoothing < 0.5, "at least 0 and below 0.5")
         self._require("penalty_decay", 0 < self.penalty_decay <= 1, "above 0 and at most 1")
